@@ -1,0 +1,379 @@
+"""The one door to SQL: engines, transactions and the few expressions that PostgreSQL and SQLite spell differently."""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Connection,
+    DateTime,
+    Dialect,
+    Double,
+    Engine,
+    FromClause,
+    Integer,
+    String,
+    Text,
+    Uuid,
+    bindparam,
+    column,
+    create_engine,
+    event,
+    func,
+    select,
+)
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, NoSuchModuleError, OperationalError
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.pool import NullPool
+from sqlalchemy.sql.functions import FunctionElement
+from sqlalchemy.types import TypeDecorator, TypeEngine
+
+from batching.errors import ConfigurationError, DatabaseUnavailableError
+from batching.settings import mask_url
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from types import TracebackType
+
+#: SQLSTATE class 08 is a broken connection, 57P0x a server going down or coming up: nothing is wrong with the statement.
+_UNAVAILABLE_SQLSTATES = ("08", "57P0", "53300")
+#: Serialisation failure, deadlock, lock not available, statement cancelled by a timeout: the same statement may go through.
+_TRANSIENT_SQLSTATES = ("40001", "40P01", "55P03", "57014")
+
+
+class Identifier(TypeDecorator[str]):
+    """A UUID, as canonical text in Python; 16 bytes in PostgreSQL, 36 characters in SQLite."""
+
+    impl = Uuid
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        if dialect.name == "postgresql":
+            return dialect.type_descriptor(Uuid(as_uuid=False))
+        return dialect.type_descriptor(String(36))
+
+
+class Timestamp(TypeDecorator[datetime]):
+    """A moment in UTC; always aware in Python."""
+
+    impl = DateTime
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        return dialect.type_descriptor(DateTime(timezone=dialect.name == "postgresql"))
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        del dialect
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class JSONText(TypeDecorator[Any]):
+    """A small JSON document of our own (options, capabilities), kept as text so that both engines store the same."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> str | None:
+        del dialect
+        return None if value is None else json.dumps(value, separators=(",", ":"))
+
+    def process_result_value(self, value: str | None, dialect: Dialect) -> Any:
+        del dialect
+        return None if value is None else json.loads(value)
+
+
+class now(FunctionElement[datetime]):  # noqa: N801 - reads as the SQL function that it is
+    """The database's clock at this statement, not at the start of the transaction."""
+
+    inherit_cache = True
+    type = Timestamp()
+
+
+class later(FunctionElement[datetime]):  # noqa: N801 - reads as the SQL function that it is
+    """The database's clock plus so many seconds; NULL seconds give NULL."""
+
+    inherit_cache = True
+    type = Timestamp()
+
+
+class age(FunctionElement[float]):  # noqa: N801 - reads as the SQL function that it is
+    """Seconds since a moment, by the database's clock."""
+
+    inherit_cache = True
+    type = Double()
+
+
+@compiles(now)
+def _now_postgresql(element: now, compiler: Any, **options: Any) -> str:
+    del element, compiler, options
+    return "clock_timestamp()"
+
+
+@compiles(now, "sqlite")
+def _now_sqlite(element: now, compiler: Any, **options: Any) -> str:
+    del element, compiler, options
+    # '000' pads the milliseconds to the six digits that SQLAlchemy writes, so that text order is time order.
+    return "(strftime('%Y-%m-%d %H:%M:%f', 'now') || '000')"
+
+
+@compiles(later)
+def _later_postgresql(element: later, compiler: Any, **options: Any) -> str:
+    seconds = compiler.process(element.clauses, **options)
+    return f"clock_timestamp() + make_interval(secs => CAST({seconds} AS double precision))"
+
+
+@compiles(later, "sqlite")
+def _later_sqlite(element: later, compiler: Any, **options: Any) -> str:
+    seconds = compiler.process(element.clauses, **options)
+    return f"(strftime('%Y-%m-%d %H:%M:%f', 'now', ({seconds}) || ' seconds') || '000')"
+
+
+@compiles(age)
+def _age_postgresql(element: age, compiler: Any, **options: Any) -> str:
+    moment = compiler.process(element.clauses, **options)
+    return f"CAST(extract(epoch FROM clock_timestamp() - {moment}) AS double precision)"
+
+
+@compiles(age, "sqlite")
+def _age_sqlite(element: age, compiler: Any, **options: Any) -> str:
+    moment = compiler.process(element.clauses, **options)
+    return f"((julianday('now') - julianday({moment})) * 86400.0)"
+
+
+def rows_from_json(dialect: str, name: str, columns: dict[str, TypeEngine[Any]]) -> FromClause:
+    """A table of parameters: many rows travel to the database as one JSON text, on both engines alike.
+
+    Args:
+        dialect: `postgresql` or `sqlite`.
+        name: Name of the bind parameter and of the table; its value comes from `encode_rows`.
+        columns: Column names in the order of the encoded rows, with their types.
+    """
+    parameter = bindparam(name, type_=Text())
+    if dialect == "postgresql":
+        typed = [column(key, type_) for key, type_ in columns.items()]
+        rows = func.json_to_recordset(parameter.cast(_PostgresJSON())).table_valued(*typed)
+        return rows.render_derived(name=name, with_types=True)
+    each = func.json_each(parameter).table_valued(column("value", Text()), name=f"{name}_each")
+    picked = [
+        func.json_extract(each.c.value, f"$.{key}", type_=type_).label(key) for key, type_ in columns.items()
+    ]
+    return select(*picked).subquery(name)
+
+
+class _PostgresJSON(TypeDecorator[str]):
+    """Only to spell CAST(… AS JSON); the value is text that is JSON already."""
+
+    impl = Text
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        from sqlalchemy.dialects.postgresql import JSON  # noqa: PLC0415 - SQLite never loads the dialect
+
+        return dialect.type_descriptor(JSON()) if dialect.name == "postgresql" else dialect.type_descriptor(Text())
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        del dialect
+        return value
+
+
+def encode_rows(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Rows as the JSON text that `rows_from_json` reads."""
+    return json.dumps([dict(zip(columns, row, strict=True)) for row in rows], separators=(",", ":"))
+
+
+class Database:
+    """Engines and transactions for one store.
+
+    Args:
+        url: SQLAlchemy URL; `postgresql://` is read as `postgresql+psycopg://`.
+        timeout: Seconds for a connection, a lock or a statement; None for no bound on statements.
+        pooled: False for short-lived tools, which close each connection at once.
+    """
+
+    def __init__(self, url: str, *, timeout: float | None = None, pooled: bool = True) -> None:
+        self.url = url
+        self._timeout = timeout
+        self._pooled = pooled
+        self._pid = os.getpid()
+        try:
+            parsed = make_url(url)
+        except ArgumentError:
+            raise ConfigurationError(
+                f"cannot read the database URL {mask_url(url)!r}: expected postgresql+psycopg://user@host/name "
+                "or sqlite:////absolute/path.db; set BATCHING_DATABASE_URL"
+            ) from None
+        if parsed.drivername in {"postgresql", "postgres"}:
+            parsed = parsed.set(drivername="postgresql+psycopg")
+        if parsed.get_backend_name() not in {"postgresql", "sqlite"}:
+            raise ConfigurationError(
+                f"cannot use the database URL {mask_url(url)!r}: only postgresql and sqlite are supported; "
+                "set BATCHING_DATABASE_URL"
+            )
+        if parsed.get_backend_name() == "sqlite" and parsed.database in {None, "", ":memory:"}:
+            raise ConfigurationError(
+                f"cannot use the database URL {url!r}: an in-memory SQLite database is invisible to other processes; "
+                "name a file, as in sqlite:////var/lib/batching/batching.db"
+            )
+        self._parsed = parsed
+        self.dialect: str = parsed.get_backend_name()
+
+    @cached_property
+    def engine(self) -> Engine:
+        """The engine, made on first use. Never carried over a fork: see `begin`."""
+        build = self._sqlite_engine if self.dialect == "sqlite" else self._postgresql_engine
+        try:
+            return build()
+        except NoSuchModuleError as error:
+            raise ConfigurationError(f"cannot use the database URL {mask_url(self.url)!r}: {error}") from None
+
+    def _postgresql_engine(self) -> Engine:
+        options = "-c timezone=UTC -c idle_in_transaction_session_timeout=60000"
+        if self._timeout is not None:
+            milliseconds = int(self._timeout * 1000)
+            options += f" -c statement_timeout={milliseconds} -c lock_timeout={milliseconds}"
+        arguments: dict[str, Any] = {"connect_timeout": max(2, round(self._timeout or 10)), "application_name": "batching"}
+        if "options" not in self._parsed.query:
+            arguments["options"] = options
+        pool: dict[str, Any] = (
+            {"pool_size": 2, "max_overflow": 8, "pool_pre_ping": False, "pool_recycle": 1800}
+            if self._pooled
+            else {"poolclass": NullPool}
+        )
+        return create_engine(self._parsed, connect_args=arguments, **pool)
+
+    def _sqlite_engine(self) -> Engine:
+        busy = 5.0 if self._timeout is None else self._timeout
+        engine = create_engine(
+            self._parsed,
+            connect_args={"timeout": busy, "check_same_thread": False},
+            **({} if self._pooled else {"poolclass": NullPool}),
+        )
+
+        @event.listens_for(engine, "connect")
+        def _prepare(connection: Any, record: Any) -> None:
+            del record
+            connection.isolation_level = None  # we say BEGIN ourselves, below
+            connection.execute("PRAGMA journal_mode=WAL")
+            # FULL: a commit is on disk when it returns; group commits make the fsync cheap.
+            connection.execute("PRAGMA synchronous=FULL")
+            connection.execute("PRAGMA foreign_keys=ON")
+
+        @event.listens_for(engine, "begin")
+        def _begin(connection: Connection) -> None:
+            # IMMEDIATE takes the one write lock at the start: a deferred transaction that upgrades can fail at once
+            # with SQLITE_BUSY whatever the time-out says (https://sqlite.org/lang_transaction.html).
+            mode = "DEFERRED" if connection.get_execution_options().get("read_only") else "IMMEDIATE"
+            connection.exec_driver_sql(f"BEGIN {mode}")
+
+        return engine
+
+    @contextmanager
+    def begin(self) -> Iterator[Connection]:
+        """One write transaction: committed at the end, rolled back by an exception.
+
+        Raises:
+            DatabaseUnavailableError: The database cannot be reached, or did not answer in time.
+        """
+        with _Translated(self), self.engine.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """One read-only transaction with a stable snapshot on both engines."""
+        with (
+            _Translated(self),
+            self.engine.connect() as raw,
+        ):
+            level = {"isolation_level": "REPEATABLE READ"} if self.dialect == "postgresql" else {}
+            connection = raw.execution_options(read_only=True, **level)
+            with connection.begin():
+                yield connection
+
+    def close(self) -> None:
+        """Close every pooled connection. Safe to call twice."""
+        if "engine" in self.__dict__:
+            self.engine.dispose()
+            del self.__dict__["engine"]
+
+    def forget(self) -> None:
+        """Drop the engine without closing its sockets: they belong to the process that forked this one."""
+        if "engine" in self.__dict__:
+            self.engine.dispose(close=False)
+            del self.__dict__["engine"]
+
+
+class _Translated:
+    """Turns a driver's error about reachability into ours, with the URL masked; lets every other error pass."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def __enter__(self) -> None:
+        database = self._database
+        if database._pid != os.getpid():  # noqa: SLF001 - same module
+            database.forget()
+            database._pid = os.getpid()  # noqa: SLF001 - same module
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, DBAPIError) and is_unavailable(error):
+            raise DatabaseUnavailableError(
+                f"cannot reach the database {mask_url(self._database.url)}: {first_line(error.orig)}; "
+                "check that it runs and that BATCHING_DATABASE_URL names it"
+            ) from error
+
+
+def first_line(error: BaseException | None) -> str:
+    """The first line of a driver's message; the others repeat the statement and its parameters."""
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+def is_unavailable(error: DBAPIError) -> bool:
+    """Whether the database is away, busy or going down, so that the same work can be tried again later."""
+    state = getattr(error.orig, "sqlstate", None)
+    if state is not None:
+        return str(state).startswith((*_UNAVAILABLE_SQLSTATES, *_TRANSIENT_SQLSTATES))
+    if error.connection_invalidated or isinstance(error, InterfaceError):
+        return True
+    if not isinstance(error, OperationalError):
+        return False
+    text = str(error.orig)
+    return "no such table" not in text and "no such column" not in text
+
+
+def is_unique_violation(error: DBAPIError) -> bool:
+    """Whether a UNIQUE constraint refused the row."""
+    return getattr(error.orig, "sqlstate", None) == "23505" or "UNIQUE constraint failed" in str(error.orig)
+
+
+#: Whole numbers that outgrow 32 bits; SQLite's autoincrement wants its own INTEGER.
+BigNumber = BigInteger().with_variant(Integer(), "sqlite")
+
+__all__ = [
+    "BigNumber",
+    "ColumnElement",
+    "Database",
+    "Identifier",
+    "JSONText",
+    "Timestamp",
+    "age",
+    "encode_rows",
+    "first_line",
+    "is_unavailable",
+    "is_unique_violation",
+    "later",
+    "now",
+    "rows_from_json",
+]

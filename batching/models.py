@@ -1,0 +1,298 @@
+"""Tables, checks and indexes. No queries: those are in `moves/` (writes) and `statistics.py` (reads for people)."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from sqlalchemy import (
+    Boolean,
+    CheckConstraint,
+    Column,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    SmallInteger,
+    String,
+    Table,
+    Text,
+    false,
+    text,
+)
+
+from batching.database import BigNumber, Identifier, JSONText, Timestamp, now
+from batching.states import BatchState, BulkMove, ProfileState, StopTarget
+
+#: The worker id of writes that no worker makes: submission and verbs.
+NOBODY: Final = "00000000-0000-0000-0000-000000000000"
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "%(table_name)s_%(column_0_N_name)s_idx",
+        "uq": "%(table_name)s_%(column_0_N_name)s_key",
+        "ck": "%(table_name)s_%(constraint_name)s_check",
+        "fk": "%(table_name)s_%(column_0_name)s_fkey",
+        "pk": "%(table_name)s_pkey",
+    }
+)
+
+
+def _one_of(name: str, members: Any) -> str:
+    values = ", ".join(f"'{member.value}'" for member in members)
+    return f"{name} IN ({values})"
+
+
+#: A line of batches and its settings. Its row lock orders the changes of positions.
+queues = Table(
+    "queues",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    # So many batches run at once at least; when they cannot fill the workers, the next is let in.
+    Column("max_running", Integer, nullable=False, server_default=text("1")),
+    Column("paused", Boolean, nullable=False, server_default=false()),
+    Column("created_at", Timestamp, nullable=False, server_default=now()),
+    CheckConstraint("max_running >= 1", name="max_running"),
+)
+
+batches = Table(
+    "batches",
+    metadata,
+    Column("id", Identifier, primary_key=True),
+    Column("queue", String(64), ForeignKey("queues.name"), nullable=False),
+    Column("key", String(255)),
+    Column("name", String(255), nullable=False),
+    Column("handler", String(255), nullable=False),
+    Column("state", String(12), nullable=False),
+    # Set exactly while `stopping`: what the batch becomes when none of its profiles runs.
+    Column("target", String(12)),
+    Column("reason", Text),
+    Column("priority", Integer, nullable=False, server_default=text("0")),
+    Column("position", BigNumber, nullable=False),
+    # Grows with every bulk move; rows of an older generation are read as moved. See `bulk_moves`.
+    Column("generation", Integer, nullable=False, server_default=text("0")),
+    # Up to here the bulk moves are written into the rows; equal to `generation` when nothing is left to rewrite.
+    Column("rewritten", Integer, nullable=False, server_default=text("0")),
+    Column("pass_number", Integer, nullable=False, server_default=text("1")),
+    # The pass in which automatic passes end; `retry` raises it.
+    Column("last_pass", Integer, nullable=False, server_default=text("1")),
+    Column("sealed", Boolean, nullable=False, server_default=false()),
+    Column("total", Integer, nullable=False, server_default=text("0")),
+    Column("options", JSONText, nullable=False),
+    # A batch between passes waits until here; it is passed over, not waited for.
+    Column("not_before", Timestamp),
+    # `execute_batch` asked for promotion ahead of the turn.
+    Column("urgent", Boolean, nullable=False, server_default=false()),
+    # A loading batch whose lease lapsed is deleted: its producer is gone.
+    Column("loading_until", Timestamp),
+    Column("created_at", Timestamp, nullable=False, server_default=now()),
+    Column("started_at", Timestamp),
+    Column("finished_at", Timestamp),
+    CheckConstraint(_one_of("state", BatchState), name="state"),
+    CheckConstraint(f"target IS NULL OR {_one_of('target', StopTarget)}", name="target"),
+    CheckConstraint("(state = 'stopping') = (target IS NOT NULL)", name="target_while_stopping"),
+    CheckConstraint(
+        "(state IN ('succeeded', 'failed', 'cancelled', 'expired')) = (finished_at IS NOT NULL)",
+        name="finished_when_terminal",
+    ),
+    CheckConstraint("rewritten <= generation", name="rewritten"),
+    CheckConstraint("pass_number >= 1 AND last_pass >= 1", name="passes"),
+)
+Index("batches_queue_key_key", batches.c.queue, batches.c.key, unique=True)
+# The line itself: promotion, and every place in line.
+Index(
+    "batches_line_idx",
+    batches.c.queue,
+    batches.c.priority.desc(),
+    batches.c.position,
+    batches.c.id,
+    postgresql_where=batches.c.state == BatchState.QUEUED.value,
+    sqlite_where=batches.c.state == BatchState.QUEUED.value,
+)
+# What the leader looks at in every tick; finished batches are not in it, however many are kept.
+_ACTIVE = text("state IN ('loading', 'running', 'stopping')")
+Index("batches_active_idx", batches.c.state, batches.c.id, postgresql_where=_ACTIVE, sqlite_where=_ACTIVE)
+# Bulk moves that are not yet written into their rows.
+_UNWRITTEN = text("rewritten < generation")
+Index("batches_unwritten_idx", batches.c.id, postgresql_where=_UNWRITTEN, sqlite_where=_UNWRITTEN)
+Index("batches_position_idx", batches.c.queue, batches.c.position)
+# Retention: the oldest finished first.
+_FINISHED = text("finished_at IS NOT NULL")
+Index("batches_finished_idx", batches.c.finished_at, postgresql_where=_FINISHED, sqlite_where=_FINISHED)
+
+profiles = Table(
+    "profiles",
+    metadata,
+    Column("batch_id", Identifier, ForeignKey("batches.id", ondelete="CASCADE"), primary_key=True),
+    # Counts from 1 in the order of submission; with the batch's id it names the profile for life.
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("key", String(255), nullable=False),
+    Column("payload", Text, nullable=False),
+    Column("state", String(12), nullable=False, server_default=text("'pending'")),
+    Column("generation", Integer, nullable=False, server_default=text("0")),
+    # The fencing number: + 1 at every claim, never reset.
+    Column("run", Integer, nullable=False, server_default=text("0")),
+    # Retry budget used in this pass.
+    Column("attempts", SmallInteger, nullable=False, server_default=text("0")),
+    # Workers or pool children that died under it, since it last ended by itself.
+    Column("losses", SmallInteger, nullable=False, server_default=text("0")),
+    # How often its present dispatch was published again.
+    Column("republished", SmallInteger, nullable=False, server_default=text("0")),
+    Column("worker_id", Identifier),
+    Column("not_before", Timestamp),
+    # Set while dispatched or running. These two, not `state`, stand in the index predicates below: PostgreSQL can then
+    # make the claim a heap-only update, which touches no index at all
+    # (https://www.postgresql.org/docs/current/storage-hot.html).
+    Column("dispatched_at", Timestamp),
+    Column("started_at", Timestamp),
+    Column("finished_at", Timestamp),
+    Column("result", Text),
+    # JSON: type, message, fingerprint, traceback.
+    Column("error", Text),
+    Column("fingerprint", String(16)),
+    CheckConstraint(_one_of("state", ProfileState), name="state"),
+    CheckConstraint("(state IN ('dispatched', 'running')) = (dispatched_at IS NOT NULL)", name="in_flight"),
+    CheckConstraint("(state NOT IN ('pending', 'dispatched', 'running')) = (finished_at IS NOT NULL)", name="settled"),
+    CheckConstraint("(state = 'running') <= (worker_id IS NOT NULL)", name="running_has_worker"),
+    CheckConstraint("run >= 0 AND attempts >= 0 AND losses >= 0", name="counts"),
+    # Room for the versions of a row's life in its own page.
+    postgresql_with={"fillfactor": 70},
+)
+Index("profiles_batch_id_key_key", profiles.c.batch_id, profiles.c.key, unique=True)
+# Dispatch: what waits, in the order of submission.
+_WAITING = text("dispatched_at IS NULL AND finished_at IS NULL")
+Index(
+    "profiles_waiting_idx",
+    profiles.c.batch_id,
+    profiles.c.number,
+    postgresql_where=_WAITING,
+    sqlite_where=_WAITING,
+)
+# The sweep, heartbeats and doctor: what is in flight, never more than the windows.
+_IN_FLIGHT = text("dispatched_at IS NOT NULL")
+Index(
+    "profiles_in_flight_idx",
+    profiles.c.batch_id,
+    profiles.c.number,
+    postgresql_where=_IN_FLIGHT,
+    sqlite_where=_IN_FLIGHT,
+)
+# Failures by fingerprint, and the rows that a next pass rewrites.
+_FAILED = text("fingerprint IS NOT NULL")
+Index(
+    "profiles_failures_idx",
+    profiles.c.batch_id,
+    profiles.c.fingerprint,
+    profiles.c.number,
+    postgresql_where=_FAILED,
+    sqlite_where=_FAILED,
+)
+
+#: One row per (batch, writer): the deltas that this writer's guarded statements really moved. Summed when read. The row
+#: is also the writer's ticket: it is locked before any profile of the batch is moved, and a bulk move locks them all.
+counters = Table(
+    "counters",
+    metadata,
+    Column("batch_id", Identifier, ForeignKey("batches.id", ondelete="CASCADE"), primary_key=True),
+    Column("worker_id", Identifier, primary_key=True),
+    *[Column(state.value, Integer, nullable=False, server_default=text("0")) for state in ProfileState],
+    # Claims refused because the run was claimed, settled or withdrawn before; and outcomes of runs that were over.
+    Column("duplicates", Integer, nullable=False, server_default=text("0")),
+    Column("late", Integer, nullable=False, server_default=text("0")),
+)
+
+#: How every run ended that did not end in success: a success is the profile's own row. One row per (profile, run).
+attempts = Table(
+    "attempts",
+    metadata,
+    Column("batch_id", Identifier, ForeignKey("batches.id", ondelete="CASCADE"), primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("run", Integer, primary_key=True, autoincrement=False),
+    Column("pass_number", Integer, nullable=False),
+    Column("attempt", SmallInteger, nullable=False),
+    # `retried`, `lost`, `given back`, or the terminal state that it reached.
+    Column("outcome", String(12), nullable=False),
+    Column("worker_id", Identifier),
+    Column("started_at", Timestamp),
+    Column("ended_at", Timestamp, nullable=False, server_default=now()),
+    Column("error", Text),
+    Column("fingerprint", String(16)),
+)
+
+#: Every transition of every batch.
+history = Table(
+    "history",
+    metadata,
+    Column("id", BigNumber, primary_key=True, autoincrement=True),
+    Column("batch_id", Identifier, ForeignKey("batches.id", ondelete="CASCADE"), nullable=False),
+    Column("at", Timestamp, nullable=False, server_default=now()),
+    Column("from_state", String(12)),
+    Column("to_state", String(12), nullable=False),
+    Column("pass_number", Integer, nullable=False),
+    Column("position", BigNumber, nullable=False),
+    Column("generation", Integer, nullable=False),
+    Column("reason", Text, nullable=False),
+)
+Index("history_batch_id_id_idx", history.c.batch_id, history.c.id)
+
+#: The bulk moves of a batch, one per generation.
+bulk_moves = Table(
+    "bulk_moves",
+    metadata,
+    Column("batch_id", Identifier, ForeignKey("batches.id", ondelete="CASCADE"), primary_key=True),
+    Column("generation", Integer, primary_key=True, autoincrement=False),
+    Column("move", String(12), nullable=False),
+    CheckConstraint(_one_of("move", BulkMove), name="move"),
+)
+
+#: Worker processes. The identity is made at boot, not taken from the host name.
+workers = Table(
+    "workers",
+    metadata,
+    Column("id", Identifier, primary_key=True),
+    Column("hostname", String(255), nullable=False),
+    Column("pid", Integer, nullable=False),
+    Column("pool", String(32), nullable=False),
+    Column("slots", Integer, nullable=False),
+    Column("handlers", JSONText, nullable=False),
+    Column("queues", JSONText, nullable=False),
+    Column("version", String(32), nullable=False),
+    Column("draining", Boolean, nullable=False, server_default=false()),
+    Column("started_at", Timestamp, nullable=False, server_default=now()),
+    Column("heartbeat_at", Timestamp, nullable=False, server_default=now()),
+)
+
+#: The right to lead, one row per name; `epoch` grows with every change of hands and stands in the leader's writes.
+leases = Table(
+    "leases",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("holder", Identifier),
+    Column("epoch", BigNumber, nullable=False, server_default=text("0")),
+    Column("expires_at", Timestamp, nullable=False),
+)
+
+#: What the leader measured: profiles settled a second, smoothed. Apart from `batches`, so that measuring locks nothing.
+rates = Table(
+    "rates",
+    metadata,
+    Column("batch_id", Identifier, ForeignKey("batches.id", ondelete="CASCADE"), primary_key=True),
+    Column("per_second", Double, nullable=False),
+    Column("settled", Integer, nullable=False),
+    Column("measured_at", Timestamp, nullable=False, server_default=now()),
+)
+
+__all__ = [
+    "NOBODY",
+    "attempts",
+    "batches",
+    "bulk_moves",
+    "counters",
+    "history",
+    "leases",
+    "metadata",
+    "profiles",
+    "queues",
+    "rates",
+    "workers",
+]

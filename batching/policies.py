@@ -1,0 +1,93 @@
+"""Retry, back-off, budget and dispatch policies as pure functions: no SQL, no clock, no randomness of their own."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from batching.interfaces import Claimed, Ending, ErrorInfo, Outcome, Settlement
+from batching.states import ProfileState
+
+if TYPE_CHECKING:
+    from batching.interfaces import BatchOptions
+
+
+def retry_delay(attempt: int, options: BatchOptions, jitter: float) -> float:
+    """Seconds until the next attempt after `attempt` (counted from 1) failed.
+
+    Exponential with full jitter: a uniform share of base x 2^(attempt - 1), under the ceiling
+    (https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/).
+
+    Args:
+        attempt: The attempt that just failed.
+        options: The batch's options.
+        jitter: Uniform in [0, 1).
+    """
+    return jitter * min(options.retry_backoff_max, options.retry_backoff * 2 ** min(attempt - 1, 32))
+
+
+def pass_delay(pass_number: int, options: BatchOptions) -> float:
+    """Seconds that a batch waits after pass `pass_number` (counted from 1) failed. No jitter: batches are few."""
+    return min(options.pass_backoff_max, options.pass_backoff * 2 ** min(pass_number - 1, 32))
+
+
+def allowed_failures(options: BatchOptions, total: int) -> int:
+    """How many profiles of a pass may fail: the count, or the ratio of the total rounded down."""
+    if isinstance(options.failure_budget, float):
+        return math.floor(options.failure_budget * total)
+    return options.failure_budget
+
+
+def lane_window(slots: int, rate: float, fixed: int = 0) -> int:
+    """Messages of one lane that may be in the broker at once.
+
+    Args:
+        slots: Pool slots of the live workers that serve the lane.
+        rate: Profiles settled in the lane, per second, measured.
+        fixed: A setting that overrides the measurement; 0 for none.
+    """
+    return fixed or max(2 * slots, math.ceil(2 * rate))
+
+
+def worker_lost(message: str) -> ErrorInfo:
+    """The error of a profile whose worker or pool child died under it too often."""
+    return ErrorInfo("WorkerLost", message, "worker-lost")
+
+
+def settlement(claimed: Claimed, outcome: Outcome, max_losses: int, jitter: float) -> Settlement:
+    """What to write for a run that ended: the one place where an ending becomes a state.
+
+    Args:
+        claimed: The run, with the attempts and losses that it started with.
+        outcome: How it ended.
+        max_losses: Losses after which a profile runs alone, and one more fails it.
+        jitter: Uniform in [0, 1), for the back-off.
+    """
+    options = claimed.terms.options
+    ending = outcome.ending
+
+    def to(state: ProfileState, label: str, **more: object) -> Settlement:
+        return Settlement(claimed.run, state, label, claimed.attempt, claimed.terms.pass_number, **more)  # type: ignore[arg-type]
+
+    match ending:
+        case Ending.SUCCEEDED:
+            return to(ProfileState.SUCCEEDED, "succeeded", result=outcome.result, charge=1)
+        case Ending.SKIPPED:
+            return to(ProfileState.SKIPPED, "skipped", error=outcome.error, charge=1)
+        case Ending.REVOKED:
+            return to(ProfileState.CANCELLED, "cancelled", error=outcome.error, charge=1)
+        case Ending.GIVEN_BACK:
+            return to(ProfileState.PENDING, "given back")
+        case Ending.FAILED_BATCH:
+            return to(ProfileState.FAILED, "failed", error=outcome.error, charge=1, fails_pass=True)
+        case Ending.LOST:
+            if claimed.losses >= max_losses:
+                return to(ProfileState.FAILED, "failed", error=outcome.error, losses=1)
+            return to(ProfileState.PENDING, "lost", error=outcome.error, losses=1)
+        case Ending.RETRY | Ending.FAILED:
+            if claimed.attempt >= options.max_attempts:
+                return to(ProfileState.FAILED, "failed", error=outcome.error, charge=1)
+            delay = outcome.delay
+            if delay is None:
+                delay = retry_delay(claimed.attempt, options, jitter)
+            return to(ProfileState.PENDING, "retried", error=outcome.error, charge=1, delay=delay)

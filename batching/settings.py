@@ -1,0 +1,108 @@
+"""Settings, read once from `BATCHING_*` environment variables (and a `.env` file when there is one)."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from batching.errors import ConfigurationError
+
+
+class Settings(BaseSettings):
+    """Every knob, with its default, its unit and its reason."""
+
+    model_config = SettingsConfigDict(env_prefix="BATCHING_", env_file=".env", extra="ignore", frozen=True)
+
+    database_url: str | None = None
+    """SQLAlchemy URL of the store, `postgresql+psycopg://…` or `sqlite:///…`; None: none configured."""
+    broker_url: str | None = None
+    """Redis or Valkey URL that carries the lanes, `redis://`, `rediss://` or `redis+socket://`; None: none configured."""
+    handlers: Annotated[tuple[str, ...], NoDecode] = ()
+    """Modules that workers import for their `profile_handler` marks; separated by commas."""
+    queues: Annotated[tuple[str, ...], NoDecode] = ("*",)
+    """Queues that a worker serves; `*` means every queue there is, new ones included."""
+    home: Path = Path(".batching")
+    """Folder of the embedded default: its SQLite file and its Valkey's append-only file."""
+    key_prefix: str = Field("batching:", max_length=64)
+    """Put before every Redis key, so that several installations can share one server."""
+
+    payload_limit: int = Field(65_536, ge=64, le=16_777_216)
+    """Bytes of one profile's encoded payload. Rows are copied at each move, so large payloads belong elsewhere."""
+    result_limit: int = Field(65_536, ge=64, le=16_777_216)
+    """Bytes of one profile's encoded result."""
+    key_limit: int = Field(255, ge=8, le=255)
+    """Characters of a profile key or batch key; the column holds 255."""
+
+    heartbeat_interval: float = Field(2.5, gt=0, le=60)
+    """Seconds between two signs of life of a worker."""
+    worker_lease: float = Field(10.0, gt=0, le=3600)
+    """Seconds of silence, watched without a gap, after which a worker is dead. At least three heartbeats."""
+    leader_lease: float = Field(6.0, gt=0, le=3600)
+    """Seconds after which a silent leader is replaced."""
+    poll_interval: float = Field(0.2, gt=0, le=60)
+    """Seconds between two looks of the leader when nothing wakes it."""
+    suspect_after: float = Field(3.0, gt=0, le=3600)
+    """Seconds after which an unclaimed dispatch is examined; doubles with every publication."""
+    flush_interval: float = Field(0.05, gt=0, le=5)
+    """Seconds that an outcome waits at most for others to be settled with it."""
+    flush_size: int = Field(500, ge=1, le=10_000)
+    """Rows in one claim or one settlement, at most."""
+    sql_timeout: float = Field(2.0, gt=0, le=60)
+    """Seconds that a worker waits for one SQL statement, lock or connection before it tries again later."""
+    drain_timeout: float = Field(25.0, ge=0, le=86_400)
+    """Seconds that running profiles get to finish after SIGTERM before they are given back."""
+    max_losses: int = Field(2, ge=0, le=100)
+    """Workers that a profile may take down before it runs alone, where one more loss fails it."""
+    lane_window: int = Field(0, ge=0, le=1_000_000)
+    """Messages of one lane in the broker at once; 0: measured, max(2 x pool slots, 2 seconds of the rate)."""
+    manager: bool = True
+    """Whether a worker also starts a manager (leader election, promotion, dispatch, sweep) as a subprocess."""
+    retention_days: float = Field(30.0, ge=0)
+    """Days that finished batches are kept before `prune` deletes them."""
+
+    @field_validator("handlers", "queues", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return tuple(part for part in re.split(r"[,\s]+", value) if part)
+        return value
+
+    @field_validator("database_url", "broker_url", mode="before")
+    @classmethod
+    def _blank_is_none(cls, value: Any) -> Any:
+        return value or None
+
+    @field_validator("worker_lease")
+    @classmethod
+    def _lease_outlives_heartbeats(cls, value: float, info: Any) -> float:
+        beat = info.data.get("heartbeat_interval", 0)
+        if value < 3 * beat:
+            raise ValueError(f"must be at least three heartbeats, that is {3 * beat:g} seconds")
+        return value
+
+
+@lru_cache(maxsize=1)
+def get_settings() -> Settings:
+    """The settings of this process.
+
+    Raises:
+        ConfigurationError: A variable does not parse; the message names each one and what it may be.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        problems = "; ".join(
+            f"BATCHING_{'.'.join(str(part) for part in problem['loc']).upper()}: {problem['msg']}"
+            for problem in error.errors()
+        )
+        raise ConfigurationError(f"cannot read the settings: {problems}") from None
+
+
+def mask_url(url: str) -> str:
+    """A URL fit for logs and errors: the password is replaced by `***`."""
+    return re.sub(r"(://[^:/@\s]*):[^@\s]*@", r"\1:***@", url)
