@@ -40,7 +40,7 @@ from batching.errors import ConfigurationError, DatabaseUnavailableError
 from batching.settings import mask_url
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from types import TracebackType
 
 #: SQLSTATE class 08 is a broken connection, 57P0x a server going down or coming up: nothing is wrong with the statement.
@@ -150,7 +150,7 @@ def _age_sqlite(element: age, compiler: Any, **options: Any) -> str:
     return f"((julianday('now') - julianday({moment})) * 86400.0)"
 
 
-def rows_from_json(dialect: str, name: str, columns: dict[str, TypeEngine[Any]]) -> FromClause:
+def rows_from_json(dialect: str, name: str, columns: Mapping[str, TypeEngine[Any]]) -> FromClause:
     """A table of parameters: many rows travel to the database as one JSON text, on both engines alike.
 
     Args:
@@ -164,9 +164,7 @@ def rows_from_json(dialect: str, name: str, columns: dict[str, TypeEngine[Any]])
         rows = func.json_to_recordset(parameter.cast(_PostgresJSON())).table_valued(*typed)
         return rows.render_derived(name=name, with_types=True)
     each = func.json_each(parameter).table_valued(column("value", Text()), name=f"{name}_each")
-    picked = [
-        func.json_extract(each.c.value, f"$.{key}", type_=type_).label(key) for key, type_ in columns.items()
-    ]
+    picked = [func.json_extract(each.c.value, f"$.{key}", type_=type_).label(key) for key, type_ in columns.items()]
     return select(*picked).subquery(name)
 
 
@@ -241,7 +239,10 @@ class Database:
         if self._timeout is not None:
             milliseconds = int(self._timeout * 1000)
             options += f" -c statement_timeout={milliseconds} -c lock_timeout={milliseconds}"
-        arguments: dict[str, Any] = {"connect_timeout": max(2, round(self._timeout or 10)), "application_name": "batching"}
+        arguments: dict[str, Any] = {
+            "connect_timeout": max(2, round(self._timeout or 10)),
+            "application_name": "batching",
+        }
         if "options" not in self._parsed.query:
             arguments["options"] = options
         pool: dict[str, Any] = (

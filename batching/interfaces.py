@@ -116,9 +116,7 @@ class BatchOptions:
         try:
             object.__setattr__(self, "requeue", Requeue(self.requeue))
         except ValueError:
-            raise InvalidInputError(
-                f"option requeue takes tail, front, keep or park, not {self.requeue!r}"
-            ) from None
+            raise InvalidInputError(f"option requeue takes tail, front, keep or park, not {self.requeue!r}") from None
 
     def _whole(self, name: str, low: int, high: int) -> None:
         value = getattr(self, name)
@@ -325,28 +323,26 @@ class IBatchStateManager(Protocol):
     def create_batch(self, spec: BatchSpec, connection: Connection | None = None) -> BatchReceipt:
         """Write an empty `loading` batch, or find the one that has the key."""
 
-    def add_profiles(
-        self, batch_id: str, chunk: Sequence[ProfileInput], connection: Connection | None = None
-    ) -> int:
+    def add_profiles(self, batch_id: str, chunk: Sequence[ProfileInput], connection: Connection | None = None) -> int:
         """Append a chunk to a loading batch, renew its lease; returns the number of its last profile."""
 
     def seal(self, batch_id: str, connection: Connection | None = None) -> int:
-        """loading -> queued, at the end of its queue, counters set; returns the total."""
+        """Loading -> queued, at the end of its queue, counters set; returns the total."""
 
     def abandon(self, batch_id: str) -> bool:
         """Delete a loading batch and what was written of it."""
 
     def promote(self, queue: str, term: LeaderTerm) -> str | None:
-        """queued -> running for the next batch in line; returns its id, or None when nobody may go."""
+        """Queued -> running for the next batch in line; returns its id, or None when nobody may go."""
 
     def dispatch(self, batch_id: str, limit: int, term: LeaderTerm) -> list[Dispatch]:
-        """pending -> dispatched for up to `limit` due profiles of a running batch, in their order."""
+        """Pending -> dispatched for up to `limit` due profiles of a running batch, in their order."""
 
     def claim(self, worker_id: str, runs: Sequence[RunId]) -> ClaimResult:
-        """dispatched -> running for the offered runs that still stand."""
+        """Dispatched -> running for the offered runs that still stand."""
 
     def settle(self, worker_id: str, settlements: Sequence[Settlement]) -> SettleResult:
-        """running -> a terminal state or pending, for the runs that this worker still holds."""
+        """Running -> a terminal state or pending, for the runs that this worker still holds."""
 
     def conclude(self, batch_ids: Iterable[str]) -> list[str]:
         """Finish what has nothing unsettled, stop what spent its budget, reach the target of what stopped."""
@@ -355,7 +351,7 @@ class IBatchStateManager(Protocol):
         """Pause, cancel, expire: the batch heads for `target`; returns its state after the call."""
 
     def resume(self, batch_id: str) -> BatchState:
-        """paused -> queued, at its old position."""
+        """Paused -> queued, at its old position."""
 
     def retry(self, batch_id: str, reason: str = "retried by a person") -> int:
         """A finished batch -> queued at the end, in a new pass over what is not done; returns the pass."""

@@ -81,6 +81,8 @@ batches = Table(
     Column("options", JSONText, nullable=False),
     # A batch between passes waits until here; it is passed over, not waited for.
     Column("not_before", Timestamp),
+    # How far the bulk move that is being rewritten has got, by profile number; for moves that no index leads.
+    Column("rewrite_cursor", Integer, nullable=False, server_default=text("0")),
     # `execute_batch` asked for promotion ahead of the turn.
     Column("urgent", Boolean, nullable=False, server_default=false()),
     # A loading batch whose lease lapsed is deleted: its producer is gone.
@@ -132,7 +134,9 @@ profiles = Table(
     Column("generation", Integer, nullable=False, server_default=text("0")),
     # The fencing number: + 1 at every claim, never reset.
     Column("run", Integer, nullable=False, server_default=text("0")),
-    # Retry budget used in this pass.
+    # The pass of its latest dispatch; `attempts` counts for that pass alone.
+    Column("pass_number", Integer, nullable=False, server_default=text("0")),
+    # Retry budget used in that pass.
     Column("attempts", SmallInteger, nullable=False, server_default=text("0")),
     # Workers or pool children that died under it, since it last ended by itself.
     Column("losses", SmallInteger, nullable=False, server_default=text("0")),
@@ -154,6 +158,7 @@ profiles = Table(
     CheckConstraint("(state IN ('dispatched', 'running')) = (dispatched_at IS NOT NULL)", name="in_flight"),
     CheckConstraint("(state NOT IN ('pending', 'dispatched', 'running')) = (finished_at IS NOT NULL)", name="settled"),
     CheckConstraint("(state = 'running') <= (worker_id IS NOT NULL)", name="running_has_worker"),
+    CheckConstraint("(state = 'failed') = (fingerprint IS NOT NULL)", name="failed_has_fingerprint"),
     CheckConstraint("run >= 0 AND attempts >= 0 AND losses >= 0", name="counts"),
     # Room for the versions of a row's life in its own page.
     postgresql_with={"fillfactor": 70},
@@ -196,6 +201,8 @@ counters = Table(
     Column("batch_id", Identifier, ForeignKey("batches.id", ondelete="CASCADE"), primary_key=True),
     Column("worker_id", Identifier, primary_key=True),
     *[Column(state.value, Integer, nullable=False, server_default=text("0")) for state in ProfileState],
+    # Profiles of the present pass whose handler raised `FailBatch`.
+    Column("aborts", Integer, nullable=False, server_default=text("0")),
     # Claims refused because the run was claimed, settled or withdrawn before; and outcomes of runs that were over.
     Column("duplicates", Integer, nullable=False, server_default=text("0")),
     Column("late", Integer, nullable=False, server_default=text("0")),

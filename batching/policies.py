@@ -23,12 +23,12 @@ def retry_delay(attempt: int, options: BatchOptions, jitter: float) -> float:
         options: The batch's options.
         jitter: Uniform in [0, 1).
     """
-    return jitter * min(options.retry_backoff_max, options.retry_backoff * 2 ** min(attempt - 1, 32))
+    return jitter * min(options.retry_backoff_max, options.retry_backoff * 2.0 ** min(attempt - 1, 32))
 
 
 def pass_delay(pass_number: int, options: BatchOptions) -> float:
     """Seconds that a batch waits after pass `pass_number` (counted from 1) failed. No jitter: batches are few."""
-    return min(options.pass_backoff_max, options.pass_backoff * 2 ** min(pass_number - 1, 32))
+    return min(options.pass_backoff_max, options.pass_backoff * 2.0 ** min(pass_number - 1, 32))
 
 
 def allowed_failures(options: BatchOptions, total: int) -> int:

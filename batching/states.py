@@ -89,12 +89,23 @@ TERMINAL_PROFILE_STATES: Final = tuple(state for state in ProfileState if state 
 #: Every legal move of a batch. A move that is not here is refused, by the functions that make moves and in a test.
 BATCH_MOVES: Final[dict[BatchState, frozenset[BatchState]]] = {
     BatchState.LOADING: frozenset({BatchState.QUEUED}),
-    BatchState.QUEUED: frozenset({BatchState.RUNNING, BatchState.PAUSED, BatchState.CANCELLED, BatchState.EXPIRED}),
-    BatchState.RUNNING: frozenset({BatchState.STOPPING, BatchState.SUCCEEDED}),
-    BatchState.STOPPING: frozenset(
-        {BatchState.QUEUED, BatchState.PAUSED, BatchState.FAILED, BatchState.CANCELLED, BatchState.EXPIRED}
+    # To `succeeded` straight from `queued` or `paused` only by `mark_completed`, when every profile is settled already.
+    BatchState.QUEUED: frozenset(
+        {BatchState.RUNNING, BatchState.PAUSED, BatchState.SUCCEEDED, BatchState.CANCELLED, BatchState.EXPIRED}
     ),
-    BatchState.PAUSED: frozenset({BatchState.QUEUED, BatchState.CANCELLED, BatchState.EXPIRED}),
+    BatchState.RUNNING: frozenset({BatchState.STOPPING, BatchState.SUCCEEDED}),
+    # To `succeeded` when a pause met a batch whose last profiles then settled.
+    BatchState.STOPPING: frozenset(
+        {
+            BatchState.QUEUED,
+            BatchState.PAUSED,
+            BatchState.SUCCEEDED,
+            BatchState.FAILED,
+            BatchState.CANCELLED,
+            BatchState.EXPIRED,
+        }
+    ),
+    BatchState.PAUSED: frozenset({BatchState.QUEUED, BatchState.SUCCEEDED, BatchState.CANCELLED, BatchState.EXPIRED}),
     BatchState.SUCCEEDED: frozenset({BatchState.QUEUED}),
     BatchState.FAILED: frozenset({BatchState.QUEUED}),
     BatchState.CANCELLED: frozenset({BatchState.QUEUED}),

@@ -1,0 +1,169 @@
+"""`health`, `doctor`, `db`: is everything there, does everything add up, does the schema fit."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import click
+
+from batching.cli.output import json_flag, print_json, safe
+from batching.errors import BatchingError, BrokerUnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from batching.cli.access import Access
+
+
+class _Check(NamedTuple):
+    """One thing that was looked at."""
+
+    name: str
+    ok: bool
+    detail: str
+
+
+@click.command()
+@json_flag
+@click.pass_context
+def health(ctx: click.Context, *, as_json: bool) -> None:
+    """Check database, schema, manager, workers and broker. Exit code 1 when one of them is not well."""
+    checks = _all_checks(ctx.obj)
+    well = all(check.ok for check in checks)
+    if as_json:
+        print_json({"ok": well, "checks": {name: {"ok": ok, "detail": detail} for name, ok, detail in checks}})
+    else:
+        for check in checks:
+            click.echo(f"{'ok  ' if check.ok else 'BAD '} {check.name}: {safe(check.detail)}")
+    ctx.exit(0 if well else 1)
+
+
+def _all_checks(access: Access) -> list[_Check]:
+    checks = [_attempt("database", lambda: _database(access))]
+    if checks[0].ok:  # what follows is asked of the database
+        checks += [_attempt("manager", lambda: _manager(access)), _attempt("workers", lambda: _workers(access))]
+    if access.settings.broker_url is not None:
+        checks.append(_attempt("broker", lambda: _broker(access)))
+    return checks
+
+
+def _attempt(name: str, look: Callable[[], tuple[bool, str]]) -> _Check:
+    try:
+        return _Check(name, *look())
+    except BatchingError as error:
+        return _Check(name, ok=False, detail=str(error))
+
+
+def _database(access: Access) -> tuple[bool, str]:
+    kind = access.database.dialect  # opening it checks that it answers, and its schema
+    return True, f"{kind} answers, its schema is up to date"
+
+
+def _manager(access: Access) -> tuple[bool, str]:
+    if access.statistics.led():
+        return True, "a manager leads"
+    return False, "no manager leads; start a worker, or `batching manager`, or look at their logs"
+
+
+def _workers(access: Access) -> tuple[bool, str]:
+    live = [worker for worker in access.statistics.workers() if worker.live and not worker.draining]
+    if live:
+        slots = sum(worker.slots for worker in live)
+        return True, f"{len(live)} live, with {slots} {'slot' if slots == 1 else 'slots'} in all"
+    return False, "none is live; start one with `batching worker`, or look at their logs"
+
+
+def _broker(access: Access) -> tuple[bool, str]:
+    from batching.broker import Doorbell  # noqa: PLC0415 - only this check needs redis
+
+    bell = Doorbell(str(access.settings.broker_url), access.settings.key_prefix)
+    try:
+        bell.ping()
+    finally:
+        bell.close()
+    return True, "answers"
+
+
+@click.command()
+@click.option("--fix", is_flag=True, help="Repair what can be repaired.")
+@json_flag
+@click.pass_context
+def doctor(ctx: click.Context, *, fix: bool, as_json: bool) -> None:
+    """Check that every profile is accounted for. Exit code 1 when a problem is left."""
+    from batching.doctor import examine  # noqa: PLC0415 - no other verb needs it
+
+    access: Access = ctx.obj
+    report = examine(access.database, _publisher(access), fix)
+    if as_json:
+        print_json(
+            {
+                "ok": report.ok,
+                "problems": [_told(problem) for problem in report.problems],
+                "repaired": [_told(repair) for repair in report.repaired],
+            }
+        )
+    else:
+        for repair in report.repaired:
+            click.echo(f"repaired: {safe(repair)}")
+        for problem in report.problems:
+            click.echo(f"problem: {safe(problem)}")
+        click.echo("everything is accounted for" if report.ok else "not everything is accounted for", err=not report.ok)
+    ctx.exit(0 if report.ok else 1)
+
+
+def _publisher(access: Access) -> Any:
+    """The broker, when one is configured and answers; without it, only what SQL knows is examined."""
+    if access.settings.broker_url is None:
+        return None
+    from workers.publisher import RedisPublisher  # noqa: PLC0415 - reading verbs do not need redis
+
+    publisher = RedisPublisher(access.settings.broker_url, access.settings.key_prefix)
+    try:
+        publisher.incarnation()
+    except BrokerUnavailableError as error:
+        click.echo(f"the broker is left out: {error}", err=True)
+        return None
+    return publisher
+
+
+def _told(entry: Any) -> Any:
+    return entry._asdict() if hasattr(entry, "_asdict") else str(entry)
+
+
+@click.group()
+def db() -> None:
+    """The schema of the database."""
+
+
+@db.command()
+@json_flag
+@click.pass_obj
+def upgrade(access: Access, *, as_json: bool) -> None:
+    """Bring the schema up to date; harmless when it is."""
+    from batching import migration  # noqa: PLC0415 - alembic is slow to import
+
+    before, after = migration.upgrade(access.unchecked)
+    if as_json:
+        print_json({"before": before, "after": after})
+    elif before == after:
+        click.echo(f"the schema is up to date: {after}")
+    else:
+        click.echo(f"upgraded the schema from {before or 'nothing'} to {after}")
+
+
+@db.command()
+@json_flag
+@click.pass_context
+def current(ctx: click.Context, *, as_json: bool) -> None:
+    """Say which schema the database has. Exit code 1 when this version needs another."""
+    from batching import migration  # noqa: PLC0415 - alembic is slow to import
+
+    access: Access = ctx.obj
+    found, needed = migration.current(access.unchecked), migration.latest()
+    if as_json:
+        print_json({"current": found, "latest": needed, "up_to_date": found == needed})
+    elif found == needed:
+        click.echo(f"{found} (up to date)")
+    else:
+        click.echo(f"{found or 'no schema'} (this version needs {needed}; run `batching db upgrade`)")
+    ctx.exit(0 if found == needed else 1)

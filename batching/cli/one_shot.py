@@ -1,0 +1,305 @@
+"""`run`: one file through one handler, start to finish. `up`, `worker`, `manager`: the parts, in the foreground."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shlex
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from batching import handlers as marks
+from batching.cli.following import LOOK, check_target, follow, stop_on_terminate, summary, write_lines
+from batching.database import Database
+from batching.errors import BatchingError, InvalidInputError
+from batching.interfaces import BatchOptions
+from batching.settings import get_settings
+from batching.states import BatchState
+from batching.statistics import Statistics
+
+if TYPE_CHECKING:
+    from batching.cli.access import Access
+    from batching.intake import Source
+    from batching.queue_manager import Batch, QueueManager
+    from batching.settings import Settings
+    from batching.statistics import BatchView
+    from workers.local import LocalServices
+
+#: Shipped with the worker; known without `--handlers`.
+_SHIPPED: Final = ("workers.handlers.records",)
+#: Exit code after Ctrl-C: 128 + SIGINT.
+_INTERRUPTED: Final = 130
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What was asked for on the command line of `run`."""
+
+    handler: str
+    file: str
+    modules: tuple[str, ...]
+    concurrency: int | None
+    pool: str
+    out: str | None
+    errors: str | None
+    key: str | None
+    key_column: str | None
+    file_format: str | None
+    option: tuple[str, ...]
+    name: str | None
+
+    def batch_options(self) -> BatchOptions:
+        """The batch's options, from `NAME=VALUE`; a value is JSON where it can be, else text.
+
+        Raises:
+            InvalidInputError: One has no `=`, is unknown, or is out of its range.
+        """
+        values: dict[str, Any] = {}
+        for each in self.option:
+            name, equals, value = each.partition("=")
+            if not equals:
+                raise InvalidInputError(f"cannot read --option {each!r}: it has no '='; write NAME=VALUE")
+            try:
+                values[name] = json.loads(value)
+            except ValueError:
+                values[name] = value
+        return BatchOptions.from_dict(values)
+
+
+def _modules(settings: Settings, given: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys((*settings.handlers, *given)))
+
+
+def _check_handler(name: str, modules: tuple[str, ...]) -> None:
+    """Import the handlers here, before anything is written or started.
+
+    Raises:
+        HandlerImportError: A module does not import.
+        UnknownHandlerError: None of them marks this handler; the message lists those that are marked.
+    """
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    marks.load((*_SHIPPED, *modules))
+    marks.get(name)
+
+
+class OneShot:
+    """One file through one handler: checks first, then the services, then the batch, then its results.
+
+    Args:
+        request: What was asked for.
+        settings: URLs, home folder and limits.
+    """
+
+    def __init__(self, request: Request, settings: Settings) -> None:
+        self._request = request
+        self._settings = settings
+        self._modules = _modules(settings, request.modules)
+        self._batch_id: str | None = None
+
+    def __call__(self) -> int:
+        """Do it.
+
+        Returns:
+            0 when the batch succeeded, 1 when it did not, 130 after Ctrl-C.
+        """
+        from workers.local import LocalServices  # noqa: PLC0415 - producers never load a worker's parts
+
+        _check_handler(self._request.handler, self._modules)
+        options = self._request.batch_options()
+        check_target(self._request.out)
+        check_target(self._request.errors)
+        with self._open() as source, stop_on_terminate():
+            try:
+                with LocalServices(self._settings, self._plan()) as services:
+                    # It boots while the file is read.
+                    services.start_worker()
+                    return self._work(services, source, options)
+            except KeyboardInterrupt:
+                self._say_how_to_go_on()
+                return _INTERRUPTED
+
+    def _plan(self) -> Any:
+        from workers.local import WorkerPlan  # noqa: PLC0415 - as above
+
+        return WorkerPlan(self._request.concurrency, self._request.pool, self._modules, queues=("default",))
+
+    def _open(self) -> Source:
+        from batching.intake import Limits, read_file  # noqa: PLC0415 - only this verb reads files
+
+        request = self._request
+        return read_file(
+            request.file,
+            format=request.file_format,
+            key_column=request.key_column,
+            limits=Limits.from_settings(self._settings),
+        )
+
+    def _work(self, services: LocalServices, source: Source, options: BatchOptions) -> int:
+        from batching.cli.display import Display  # noqa: PLC0415 - rich is slow to import
+
+        database = Database(services.database_url)
+        try:
+            manager = self._queue_manager(services, database)
+            batch = self._submit(manager, source, options)
+            statistics = Statistics(database, self._settings)
+            try:
+                with Display() as display:
+                    view = follow(lambda: [self._look(manager, statistics, batch.id)], services, display)[0]
+            except BaseException:
+                # Nobody expects it to go on in a later command; the worker then drains without taking more of it.
+                self._put_aside(manager, batch.id)
+                raise
+            self._report(view, statistics)
+            return 0 if view.state is BatchState.SUCCEEDED else 1
+        finally:
+            database.close()
+
+    def _queue_manager(self, services: LocalServices, database: Database) -> QueueManager:
+        from batching.queue_manager import QueueManager  # noqa: PLC0415 - the other verbs here submit nothing
+
+        return QueueManager(database, services.broker_url, self._settings)
+
+    def _submit(self, manager: QueueManager, source: Source, options: BatchOptions) -> Batch:
+        request = self._request
+        name = request.name or (Path(request.file).name if request.file != "-" else request.handler)
+        batch = manager.submit(request.handler, source, name=name, key=request.key, options=options)
+        self._batch_id = batch.id
+        told = "submitted" if batch.created else f"goes on: key {request.key!r} names it already, the file is not read"
+        click.echo(f"batch {batch.id} {told}: {batch.total:,} profiles", err=True)
+        return batch
+
+    def _look(self, manager: QueueManager, statistics: Statistics, batch_id: str) -> BatchView:
+        view = statistics.batch(batch_id)
+        if view.state is BatchState.PAUSED:
+            # Put aside by an earlier run of this command with the same key; asked for again now.
+            manager.resume(batch_id)
+        return view
+
+    @staticmethod
+    def _put_aside(manager: QueueManager, batch_id: str) -> None:
+        # It ended meanwhile, or the store is away: what interrupted us is what the user has to hear of.
+        with contextlib.suppress(BatchingError):
+            manager.pause(batch_id, "its `batching run` was interrupted")
+
+    def _report(self, view: BatchView, statistics: Statistics) -> None:
+        out, errors = self._request.out, self._request.errors
+        written = write_lines(view.id, statistics, out, errors)
+        for line in summary(view):
+            click.echo(line, err=True)
+        for group in statistics.failures(view.id)[:5]:
+            click.echo(f"  {group.count:,} x {group.type}: {group.message} (first: {group.keys[0]})", err=True)
+        for target, lines in written.items():
+            click.echo(f"  {target}: {lines:,} lines", err=True)
+        if out is None:
+            click.echo(f"  batching results {view.id} prints the results", err=True)
+
+    def _say_how_to_go_on(self) -> None:
+        if self._batch_id is None:
+            click.echo("interrupted before anything was submitted", err=True)
+        elif self._request.key is not None:
+            click.echo(f"interrupted; batch {self._batch_id} is paused: the same command again goes on", err=True)
+        else:
+            modules = "".join(f" --handlers {shlex.quote(module)}" for module in self._request.modules)
+            click.echo(
+                f"interrupted; batch {self._batch_id} is paused: `batching resume {self._batch_id}` and "
+                f"`batching up{modules}` go on (with --key, the same command again does)",
+                err=True,
+            )
+
+
+def worker_choices(command: Any) -> Any:
+    """The options that every command has which starts a worker."""
+    for option in (
+        click.option("--handlers", "modules", multiple=True, metavar="MODULE", help="Import handlers from here."),
+        click.option("--concurrency", "-c", type=click.IntRange(min=1), help="Pool slots; default: one a processor."),
+        click.option("--pool", "-P", default="prefork", show_default=True, help="Celery's name of the pool."),
+    ):
+        command = option(command)
+    return command
+
+
+@click.command()
+@click.argument("handler")
+@click.argument("file")
+@worker_choices
+@click.option("--out", metavar="FILE", help="Write all results here, as JSON lines; - is standard output.")
+@click.option("--errors", metavar="FILE", help="Write the failed profiles here, as JSON lines.")
+@click.option("--key", help="Name the batch: the same command again goes on where it stopped.")
+@click.option("--key-column", metavar="NAME", help="Column or field with the profiles' keys.")
+@click.option(
+    "--format", "file_format", type=click.Choice(["csv", "tsv", "jsonl", "lines"]), help="Default: by suffix."
+)
+@click.option("--option", multiple=True, metavar="NAME=VALUE", help="An option of the batch, as max_attempts=5.")
+@click.option("--name", help="What the batch is called; default: the file's name.")
+@click.pass_context
+def run(context: click.Context, /, **given: Any) -> None:
+    """Run FILE (CSV, JSON lines or lines; - is standard input) through HANDLER, once, and wait for it.
+
+    Starts what has no URL configured: SQLite and a private Valkey in BATCHING_HOME, and always a worker of its own.
+    """
+    access: Access = context.obj
+    context.exit(OneShot(Request(**given), access.settings)())
+
+
+@click.command()
+@worker_choices
+@click.option("--loglevel", default="INFO", show_default=True, help="What the worker prints.")
+@click.pass_obj
+def up(access: Access, /, modules: tuple[str, ...], concurrency: int | None, pool: str, loglevel: str) -> None:
+    """Run server, worker and manager in the foreground until Ctrl-C."""
+    from workers.local import LocalServices, WorkerPlan  # noqa: PLC0415 - producers never load a worker's parts
+
+    settings = access.settings
+    plan = WorkerPlan(concurrency, pool, _modules(settings, modules), settings.queues, loglevel)
+    with stop_on_terminate(), contextlib.suppress(KeyboardInterrupt), LocalServices(settings, plan) as services:
+        services.start_worker()
+        click.echo("# for producers and for the other verbs, elsewhere than in this folder:")
+        click.echo(f"export BATCHING_DATABASE_URL={shlex.quote(services.database_url)}")
+        click.echo(f"export BATCHING_BROKER_URL={shlex.quote(services.broker_url)}")
+        click.echo(f"# the worker's log is {services.log}; Ctrl-C stops", err=True)
+        with services.log.open("rb") as log:
+            while True:
+                services.check()
+                # Bytes, not lines: the terminal gets what the worker wrote as it wrote it.
+                click.echo(log.read(), nl=False, err=True)
+                time.sleep(LOOK)
+
+
+@click.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})
+@click.option("--handlers", "modules", multiple=True, metavar="MODULE")
+@click.argument("celery_options", nargs=-1, type=click.UNPROCESSED)
+@click.pass_obj
+def worker(access: Access, /, modules: tuple[str, ...], celery_options: tuple[str, ...]) -> None:
+    """Become `celery -A workers worker`; every other option is Celery's (-c N, -P POOL, --help …)."""
+    settings = access.settings
+    os.environ["BATCHING_HANDLERS"] = ",".join(_modules(settings, modules))
+    _export_urls(settings)
+    command = [sys.executable, "-P", "-m", "workers", "worker", *celery_options]
+    sys.stdout.flush()
+    os.execve(command[0], command, dict(os.environ))  # noqa: S606 - our own interpreter; signals then reach the worker
+
+
+@click.command()
+@click.pass_obj
+def manager(access: Access, /) -> None:
+    """Run a manager on its own: leader election, promotion, dispatch and the sweep."""
+    _export_urls(access.settings)
+    from workers.manager import main  # noqa: PLC0415 - producers never load a worker's parts
+
+    main()
+
+
+def _export_urls(settings: Settings) -> None:
+    """`--database` and `--broker` reach what reads its settings from the environment, as `celery worker` does."""
+    for name, url in (("BATCHING_DATABASE_URL", settings.database_url), ("BATCHING_BROKER_URL", settings.broker_url)):
+        if url is not None:
+            os.environ[name] = url
+    get_settings.cache_clear()

@@ -1,0 +1,193 @@
+"""`list`, `show`, `results`, `failures`: verbs that only read."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+from rich.text import Text
+
+from batching.cli.output import (
+    console,
+    duration,
+    json_flag,
+    place,
+    print_json,
+    rate,
+    safe,
+    short_ids,
+    styled,
+    table,
+    when,
+)
+from batching.states import BatchState, ProfileState
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.console import Console
+
+    from batching.cli.access import Access
+    from batching.statistics import AttemptView, BatchView, FailureGroup, HistoryEntry
+
+_STATES = [state.value for state in BatchState if state is not BatchState.LOADING]
+_LABEL = 12
+
+
+@click.command("list")
+@click.option("--queue", metavar="NAME", help="Only this queue's.")
+@click.option("--state", "states", multiple=True, type=click.Choice(_STATES), help="Only these states; repeatable.")
+@click.option("--limit", type=click.IntRange(1, 10_000), default=100, show_default=True, help="Batches at most.")
+@json_flag
+@click.pass_obj
+def list_batches(access: Access, queue: str | None, states: Sequence[str], limit: int, *, as_json: bool) -> None:
+    """List batches: running ones, the line in its order, then what ended last."""
+    chosen = [BatchState(state) for state in states] or None
+    views = access.statistics.batches(queue, chosen, limit)
+    if as_json:
+        print_json([view.as_json() for view in views])
+        return
+    if not views:
+        click.echo("there are no batches to list; `batching submit HANDLER FILE` makes one", err=True)
+        return
+    _print_list(views)
+
+
+def _print_list(views: Sequence[BatchView]) -> None:
+    out = console()
+    ids = short_ids(views)
+    headers = ("ID", "NAME", "STATE", "LINE", "DONE", "PROFILES", "LEFT")
+    rows = [
+        (
+            ids[view.id],
+            view.name,
+            styled(view.state),
+            place(view),
+            f"{view.percent}%",
+            f"{view.total:,}",
+            duration(view.eta_seconds),
+        )
+        for view in views
+    ]
+    out.print(table(headers, rows, right=("LINE", "DONE", "PROFILES", "LEFT")))
+    for view in views:
+        # That a batch stands behind others is what its place says already.
+        if view.reason and not view.reason.startswith("behind "):
+            out.print(Text(f"{ids[view.id]}: {safe(view.reason)}", style="dim"))
+
+
+@click.command()
+@click.argument("batch_id", metavar="ID")
+@click.option("--profile", "key", metavar="KEY", help="Show the runs of this profile instead.")
+@json_flag
+@click.pass_obj
+def show(access: Access, batch_id: str, key: str | None, *, as_json: bool) -> None:
+    """Show one batch: how far it is, why it does not move, and its history."""
+    if key is not None:
+        runs = access.statistics.attempts(batch_id, key)
+        if as_json:
+            print_json([run.as_json() for run in runs])
+        else:
+            _print_runs(runs)
+        return
+    view = access.statistics.batch(batch_id)
+    history = access.statistics.history(view.id)
+    if as_json:
+        print_json(view.as_json() | {"history": [entry.as_json() for entry in history]})
+    else:
+        _print_batch(view, history)
+
+
+def _print_batch(view: BatchView, history: Sequence[HistoryEntry]) -> None:
+    out = console()
+    out.print(Text(f"batch {view.id}", style="bold"))
+    for label, value in _description(view):
+        text = Text(f"  {label:<{_LABEL}}") + (value if isinstance(value, Text) else Text(safe(value)))
+        out.print(text, soft_wrap=True)
+    out.print(Text("  history"))
+    for entry in history:
+        change = (
+            entry.to_state if entry.from_state in {None, entry.to_state} else f"{entry.from_state} -> {entry.to_state}"
+        )
+        said = f": {safe(entry.reason)}" if entry.reason else ""
+        out.print(Text(f"    {when(entry.at)}  pass {entry.pass_number}  {change}{said}"), soft_wrap=True)
+
+
+def _description(view: BatchView) -> list[tuple[str, str | Text]]:
+    counts = ", ".join(
+        f"{getattr(view, state.value):,} {state}" for state in ProfileState if getattr(view, state.value)
+    )
+    lines: list[tuple[str, str | Text]] = [
+        ("name", view.name),
+        ("handler", view.handler),
+        ("queue", f"{view.queue}, priority {view.priority}"),
+        ("state", styled(view.state) + Text(f", pass {view.pass_number}, at most {view.max_passes}")),
+        ("reason", view.reason),
+        ("place", place(view)),
+        ("progress", f"{view.percent} %, {view.settled:,} of {view.total:,} profiles settled"),
+        ("profiles", counts or "none"),
+        ("rate", rate(view.rate)),
+        ("left", duration(view.eta_seconds)),
+        ("created", when(view.created_at)),
+        ("started", when(view.started_at)),
+        ("finished", when(view.finished_at)),
+        ("options", ", ".join(f"{name}={value}" for name, value in view.options.items())),
+    ]
+    if view.key is not None:
+        lines.insert(1, ("key", view.key))
+    return [(label, value) for label, value in lines if str(value)]
+
+
+def _print_runs(runs: Sequence[AttemptView]) -> None:
+    if not runs:
+        click.echo("this profile has not run yet", err=True)
+        return
+    rows = [
+        (
+            run.run,
+            "" if run.error is None else f"{run.error['type']}: {run.error['message']}",
+            run.outcome,
+            run.pass_number,
+            run.attempt,
+            when(run.started_at),
+        )
+        for run in runs
+    ]
+    headers = ("RUN", "ERROR", "OUTCOME", "PASS", "ATTEMPT", "STARTED")
+    console().print(table(headers, rows, right=("RUN", "PASS", "ATTEMPT")))
+
+
+@click.command()
+@click.argument("batch_id", metavar="ID")
+@click.option("--json", "_json", is_flag=True, help="Accepted for symmetry: results are JSONL in any case.")
+@click.pass_obj
+def results(access: Access, batch_id: str, *, _json: bool) -> None:
+    """Print every profile of a batch as JSONL: key, state, attempts, result, error."""
+    for line in access.statistics.results(batch_id):
+        print_json(line.as_json())
+
+
+@click.command()
+@click.argument("batch_id", metavar="ID")
+@json_flag
+@click.pass_obj
+def failures(access: Access, batch_id: str, *, as_json: bool) -> None:
+    """Print what failed in a batch, grouped by what went wrong."""
+    groups = access.statistics.failures(batch_id)
+    if as_json:
+        print_json([group.as_json() for group in groups])
+        return
+    if not groups:
+        click.echo("no profile of this batch has failed in its present pass", err=True)
+        return
+    out = console()
+    for group in groups:
+        _print_group(out, group)
+
+
+def _print_group(out: Console, group: FailureGroup) -> None:
+    many = "1 profile" if group.count == 1 else f"{group.count:,} profiles"
+    out.print(Text(f"{many}: ", style="bold") + Text(f"{safe(group.type)}: {safe(group.message)}"), soft_wrap=True)
+    more = ", …" if group.count > len(group.keys) else ""
+    out.print(Text(f"  fingerprint {group.fingerprint}", style="dim"))
+    out.print(Text(f"  keys {', '.join(safe(key) for key in group.keys)}{more}"), soft_wrap=True)

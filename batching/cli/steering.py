@@ -1,0 +1,118 @@
+"""`pause`, `resume`, `cancel`, `retry`, `move`, `prune`: verbs that steer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from batching.cli.output import json_flag, print_json
+
+if TYPE_CHECKING:
+    from batching.cli.access import Access
+
+
+def _report(access: Access, batch_id: str, done: str, *, as_json: bool) -> None:
+    """Say what the batch is after the verb."""
+    view = access.statistics.batch(batch_id)
+    if as_json:
+        print_json(view.as_json())
+        return
+    where = f", place {view.place} in line" if view.place else ""
+    why = f" ({view.reason})" if view.reason else ""
+    click.echo(f"{done} batch {view.id}: it is {view.state}{where}{why}")
+
+
+@click.command()
+@click.argument("batch_id", metavar="ID")
+@click.option("--reason", default="", metavar="TEXT", help="Kept in the batch's history.")
+@json_flag
+@click.pass_obj
+def pause(access: Access, batch_id: str, reason: str, *, as_json: bool) -> None:
+    """Put a batch aside; what runs may finish."""
+    found = access.statistics.resolve(batch_id)
+    access.manager.pause(found, reason)
+    _report(access, found, "paused", as_json=as_json)
+
+
+@click.command()
+@click.argument("batch_id", metavar="ID")
+@json_flag
+@click.pass_obj
+def resume(access: Access, batch_id: str, *, as_json: bool) -> None:
+    """Put a paused batch back in line, at its old position."""
+    found = access.statistics.resolve(batch_id)
+    access.manager.resume(found)
+    _report(access, found, "resumed", as_json=as_json)
+
+
+@click.command()
+@click.argument("batch_id", metavar="ID")
+@click.option("--reason", default="", metavar="TEXT", help="Kept in the batch's history.")
+@json_flag
+@click.pass_obj
+def cancel(access: Access, batch_id: str, reason: str, *, as_json: bool) -> None:
+    """Cancel a batch for good; what waits will not run."""
+    found = access.statistics.resolve(batch_id)
+    access.manager.cancel(found, reason)
+    _report(access, found, "cancelled", as_json=as_json)
+
+
+@click.command()
+@click.argument("batch_id", metavar="ID")
+@json_flag
+@click.pass_obj
+def retry(access: Access, batch_id: str, *, as_json: bool) -> None:
+    """Put an ended batch back in line, for a new pass over what is not done."""
+    found = access.statistics.resolve(batch_id)
+    access.manager.retry(found)
+    _report(access, found, "retried", as_json=as_json)
+
+
+class _Place(click.ParamType[Any]):
+    """`front`, `end`, or 1, 2, 3, …."""
+
+    name = "place"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
+        if value in {"front", "end"}:
+            return str(value)
+        try:
+            number = int(value)
+        except ValueError:
+            number = 0
+        if number < 1:
+            self.fail(f"{value!r} is not a place in line; give front, end, or 1, 2, 3, …", param, ctx)
+        return number
+
+
+@click.command()
+@click.argument("batch_id", metavar="ID")
+@click.argument("to", metavar="PLACE", type=_Place())
+@json_flag
+@click.pass_obj
+def move(access: Access, batch_id: str, to: int | str, *, as_json: bool) -> None:
+    """Move a waiting batch to another PLACE in line: front, end, or 1 for next, 2, 3, …."""
+    found = access.statistics.resolve(batch_id)
+    access.manager.move(found, to)
+    _report(access, found, "moved", as_json=as_json)
+
+
+@click.command()
+@click.option(
+    "--older-than",
+    type=click.FloatRange(0),
+    metavar="DAYS",
+    help="Batches that ended longer ago; by default BATCHING_RETENTION_DAYS.",
+)
+@click.option("--limit", type=click.IntRange(1), default=1000, show_default=True, help="Batches at most.")
+@json_flag
+@click.pass_obj
+def prune(access: Access, older_than: float | None, limit: int, *, as_json: bool) -> None:
+    """Delete ended batches, with their profiles and results, the oldest first."""
+    days = access.settings.retention_days if older_than is None else older_than
+    deleted = access.manager.prune(days, limit)
+    if as_json:
+        print_json({"deleted": deleted})
+    else:
+        click.echo(f"deleted {deleted:,} {'batch' if deleted == 1 else 'batches'} that ended over {days:g} days ago")

@@ -1,0 +1,62 @@
+"""BatchExecutionManager: dispatch, completion and failure of runs. Publishes through an injected publisher."""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING
+
+from batching.policies import settlement
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from batching.interfaces import Claimed, ClaimResult, Dispatch, LeaderTerm, Outcome, Publisher, RunId, SettleResult
+    from batching.state_manager import BatchStateManager
+    from batching.states import BatchState
+
+
+class BatchExecutionManager:
+    """Implements `IBatchExecutionManager`; see there for what each method promises.
+
+    Args:
+        state_manager: Every write goes through it.
+        publisher: The border to the broker; None in processes that never dispatch (producers, workers).
+        max_losses: Losses after which a profile runs alone, and one more fails it.
+        jitter: Uniform numbers in [0, 1) for back-offs.
+    """
+
+    def __init__(
+        self,
+        state_manager: BatchStateManager,
+        publisher: Publisher | None = None,
+        *,
+        max_losses: int = 2,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        self._state_manager = state_manager
+        self._publisher = publisher
+        self._max_losses = max_losses
+        self._jitter = jitter
+
+    def execute_batch(self, batch_id: str) -> BatchState:
+        return self._state_manager.request_promotion(batch_id)
+
+    def dispatch_batch(self, batch_id: str, limit: int, term: LeaderTerm) -> int:
+        """Publish after the commit: a crash between the two leaves dispatches without a message, which the sweep finds."""
+        dispatches = self._state_manager.dispatch(batch_id, limit, term)
+        self.republish(dispatches)
+        return len(dispatches)
+
+    def republish(self, dispatches: Sequence[Dispatch]) -> None:
+        if dispatches and self._publisher is not None:
+            self._publisher.publish(dispatches)
+
+    def claim(self, worker_id: str, runs: Sequence[RunId]) -> ClaimResult:
+        return self._state_manager.claim(worker_id, runs)
+
+    def complete(self, worker_id: str, outcomes: Sequence[tuple[Claimed, Outcome]]) -> SettleResult:
+        """Conclude after the commit: each finisher looks again once its own outcome is visible to all."""
+        settlements = [settlement(claimed, outcome, self._max_losses, self._jitter()) for claimed, outcome in outcomes]
+        result = self._state_manager.settle(worker_id, settlements)
+        self._state_manager.conclude({run.batch_id for run in result.applied})
+        return result

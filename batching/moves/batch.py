@@ -1,0 +1,324 @@
+"""The moves of a batch: promotion, stops, conclusions, and the verbs of people. One named function per transition.
+
+Each works on a batch whose row is locked; `conclude` is the only place that decides how a pass ended.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sqlalchemy import null, or_, select, update
+
+from batching.database import later, now
+from batching.errors import IllegalMoveError
+from batching.interfaces import Requeue
+from batching.models import batches, queues
+from batching.moves import bulk, counters, queue_order
+from batching.moves.profile import leads
+from batching.moves.rows import BatchRow, lock_batch, move_batch, read_batches, remember
+from batching.policies import allowed_failures, pass_delay
+from batching.states import TERMINAL_BATCH_STATES, BatchState, BulkMove, StopTarget, stronger
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+    from batching.interfaces import LeaderTerm
+    from batching.moves.counters import Counts
+
+_STOP_EFFECT = {
+    StopTarget.PAUSED: BulkMove.HOLD,
+    StopTarget.REQUEUE: BulkMove.HOLD,
+    StopTarget.FAILED: BulkMove.HOLD,
+    StopTarget.CANCELLED: BulkMove.CANCEL,
+    StopTarget.EXPIRED: BulkMove.EXPIRE,
+}
+
+
+def promote(connection: Connection, queue: str, term: LeaderTerm) -> str | None:
+    """Queued -> running for the next batch in line; one that backs off is passed over.
+
+    Settles the race of two leaders: the row is locked and skipped by the other, and the epoch guards the write.
+    """
+    if connection.scalar(select(queues.c.paused).where(queues.c.name == queue)):
+        return None
+    batch_id = connection.scalar(
+        select(batches.c.id)
+        .where(
+            batches.c.queue == queue,
+            batches.c.state == BatchState.QUEUED,
+            or_(batches.c.not_before.is_(None), batches.c.not_before <= now()),
+            leads(term),
+        )
+        .order_by(batches.c.urgent.desc(), batches.c.priority.desc(), batches.c.position, batches.c.id)
+        .limit(1)
+        .with_for_update(skip_locked=True)
+    )
+    if batch_id is None:
+        return None
+    batch = lock_batch(connection, batch_id)
+    move_batch(
+        connection,
+        batch,
+        BatchState.RUNNING,
+        f"pass {batch.pass_number} begins",
+        urgent=False,
+        not_before=null(),
+        started_at=now() if batch.pass_number == 1 else batches.c.started_at,
+    )
+    return batch_id
+
+
+def request_promotion(connection: Connection, batch_id: str) -> BatchState:
+    """Let a waiting batch run next, ahead of its turn and of its back-off; the leader promotes it."""
+    batch = lock_batch(connection, batch_id)
+    if batch.state in {BatchState.RUNNING, BatchState.STOPPING}:
+        return batch.state
+    if batch.state is not BatchState.QUEUED:
+        raise IllegalMoveError(
+            f"cannot execute batch {batch_id}: it is {batch.state}; only queued batches can be asked to run. "
+            + ("Resume it first" if batch.state is BatchState.PAUSED else "Retry it to open a new pass")
+        )
+    connection.execute(update(batches).where(batches.c.id == batch_id).values(urgent=True, not_before=null()))
+    remember(connection, batch, batch.state, batch.state, "asked to run ahead of its turn")
+    return batch.state
+
+
+def stop(connection: Connection, batch_id: str, target: StopTarget, reason: str) -> BatchState:
+    """Head for a target: at once when nothing of the batch runs, else through `stopping`.
+
+    Settles the race of two stops: the batch's lock makes one the first, and the stronger target holds in the end.
+
+    Returns:
+        The batch's state afterwards.
+
+    Raises:
+        IllegalMoveError: The batch is finished, or is paused already.
+    """
+    queue_order.lock_queue_of(connection, batch_id)
+    batch = lock_batch(connection, batch_id)
+    if batch.state in TERMINAL_BATCH_STATES:
+        verb = "pause" if target is StopTarget.PAUSED else "cancel"
+        raise IllegalMoveError(
+            f"cannot {verb} batch {batch_id}: it is {batch.state}; finished batches stay as they are"
+        )
+    if batch.state is BatchState.PAUSED and target is StopTarget.PAUSED:
+        return batch.state
+    if batch.state is BatchState.RUNNING:
+        batch = _begin_stop(connection, batch, target, reason)
+    elif batch.state is BatchState.STOPPING:
+        batch = _strengthen(connection, batch, target, reason)
+    else:
+        return _stop_waiting(connection, batch, target, reason)
+    return _reach_target(connection, batch, reason)
+
+
+def _begin_stop(connection: Connection, batch: BatchRow, target: StopTarget, reason: str) -> BatchRow:
+    """Running -> stopping: nothing is claimed or dispatched any more, and what was dispatched is pending again."""
+    generation = bulk.apply(connection, batch, _STOP_EFFECT[target])
+    batch = _reread(connection, batch.id)
+    move_batch(connection, batch, BatchState.STOPPING, reason, target=target, generation=generation)
+    return _reread(connection, batch.id)
+
+
+def _strengthen(connection: Connection, batch: BatchRow, target: StopTarget, reason: str) -> BatchRow:
+    """stopping, for a stronger target; a weaker one changes nothing."""
+    if stronger(batch.target, target) is batch.target:
+        return batch
+    bulk.apply(connection, batch, _STOP_EFFECT[target])
+    connection.execute(update(batches).where(batches.c.id == batch.id).values(target=target, reason=reason))
+    remember(connection, batch, BatchState.STOPPING, BatchState.STOPPING, f"now heading for {target}: {reason}")
+    return _reread(connection, batch.id)
+
+
+def _stop_waiting(connection: Connection, batch: BatchRow, target: StopTarget, reason: str) -> BatchState:
+    """Queued or paused -> paused, cancelled or expired; nothing of it runs, so the target is reached at once."""
+    if target is StopTarget.PAUSED:
+        move_batch(connection, batch, BatchState.PAUSED, reason)
+        return BatchState.PAUSED
+    bulk.apply(connection, batch, _STOP_EFFECT[target])
+    return _finish(connection, _reread(connection, batch.id), BatchState(target.value), reason)
+
+
+def resume(connection: Connection, batch_id: str) -> BatchState:
+    """Paused -> queued, at its old position."""
+    batch = lock_batch(connection, batch_id)
+    if batch.state is not BatchState.PAUSED:
+        hint = "it is on its way to paused; try again in a moment" if batch.target is StopTarget.PAUSED else ""
+        raise IllegalMoveError(
+            f"cannot resume batch {batch_id}: it is {batch.state}; only paused batches can be resumed{hint and '; ' + hint}"
+        )
+    move_batch(connection, batch, BatchState.QUEUED, "resumed", not_before=null())
+    return BatchState.QUEUED
+
+
+def reopen(connection: Connection, batch_id: str, reason: str) -> int:
+    """A finished batch -> queued at the end of its queue, in a new pass over whatever is not done.
+
+    Settles the race of two operators who retry at once: the second finds it queued, and is told so.
+
+    Returns:
+        The number of the new pass.
+    """
+    queue_order.lock_queue_of(connection, batch_id)
+    batch = lock_batch(connection, batch_id)
+    if batch.state not in TERMINAL_BATCH_STATES:
+        raise IllegalMoveError(
+            f"cannot retry batch {batch_id}: it is {batch.state}; only finished batches can be retried"
+        )
+    counts = counters.read(connection, batch_id)
+    if not counts.failed + counts.cancelled + counts.expired:
+        raise IllegalMoveError(
+            f"cannot retry batch {batch_id}: all of its {batch.total:,} profiles are done; submit a new batch to run "
+            "them again"
+        )
+    bulk.apply(connection, batch, BulkMove.REOPEN)
+    batch = _reread(connection, batch_id)
+    number = batch.pass_number + 1
+    move_batch(
+        connection,
+        batch,
+        BatchState.QUEUED,
+        reason,
+        pass_number=number,
+        last_pass=number + batch.options.max_passes - 1,
+        position=queue_order.tail(connection, batch.queue),
+        not_before=null(),
+        finished_at=null(),
+    )
+    return number
+
+
+def mark_completed(connection: Connection, batch_id: str) -> BatchState:
+    """Finish a batch whose profiles are all settled; a finished batch stays as it is.
+
+    Raises:
+        IllegalMoveError: Profiles are unsettled, or the batch is still open for more.
+    """
+    queue_order.lock_queue_of(connection, batch_id)
+    batch = lock_batch(connection, batch_id)
+    if batch.state in TERMINAL_BATCH_STATES:
+        return batch.state
+    counts = counters.read(connection, batch_id)
+    if counts.unsettled or not batch.sealed:
+        found = f"{counts.unsettled:,} of its {batch.total:,} profiles are unsettled" if batch.sealed else "it is open"
+        raise IllegalMoveError(f"cannot complete batch {batch_id}: {found}; wait for them, or cancel the batch")
+    if batch.state in {BatchState.RUNNING, BatchState.STOPPING}:
+        return _conclude(connection, batch, counts) or batch.state
+    return _finish(connection, batch, BatchState.SUCCEEDED, "completed by a person")
+
+
+def wants_conclusion(batch: BatchRow, counts: Counts) -> bool:
+    """Whether `conclude` has anything to do; read without locks, so only a reason to look again under them."""
+    if batch.state is BatchState.STOPPING:
+        return counts.running == 0
+    if batch.state is not BatchState.RUNNING:
+        return False
+    return (batch.sealed and counts.unsettled == 0) or (batch.options.fail_fast and _pass_failed(batch, counts))
+
+
+def conclude(connection: Connection, batch_id: str) -> bool:
+    """Finish what has nothing unsettled, stop what spent its budget, reach the target of what stopped.
+
+    Settles the race of the last two finishers: each calls this after its own COMMIT; the batch's lock makes one the
+    first, and it reads the sums in a new statement under that lock, so one of them sees everything settled
+    (a NOT EXISTS inside the settling transactions would let both see the other unfinished, and stick).
+
+    Returns:
+        Whether the batch moved.
+    """
+    queue_order.lock_queue_of(connection, batch_id)
+    batch = lock_batch(connection, batch_id)
+    return _conclude(connection, batch, counters.read(connection, batch_id)) is not None
+
+
+def _conclude(connection: Connection, batch: BatchRow, counts: Counts) -> BatchState | None:
+    if not wants_conclusion(batch, counts):
+        return None
+    if batch.state is BatchState.STOPPING:
+        return _reach_target(connection, batch, "")
+    if not _pass_failed(batch, counts):
+        return _finish(connection, batch, BatchState.SUCCEEDED, "")
+    reason = failure_reason(batch, counts)
+    batch = _begin_stop(connection, batch, _after_failed_pass(batch), reason)
+    return _reach_target(connection, batch, reason)
+
+
+def _pass_failed(batch: BatchRow, counts: Counts) -> bool:
+    return counts.aborts > 0 or counts.failed > allowed_failures(batch.options, batch.total)
+
+
+def _after_failed_pass(batch: BatchRow) -> StopTarget:
+    return StopTarget.REQUEUE if batch.pass_number < batch.last_pass else StopTarget.FAILED
+
+
+def failure_reason(batch: BatchRow, counts: Counts) -> str:
+    """Why a pass failed, for the history and for people."""
+    profiles = "profile" if counts.failed == 1 else "profiles"
+    if counts.aborts:
+        return f"pass {batch.pass_number} failed: a handler raised FailBatch; {counts.failed:,} {profiles} failed"
+    allowed = allowed_failures(batch.options, batch.total)
+    return f"pass {batch.pass_number} failed: {counts.failed:,} {profiles} failed, {allowed:,} allowed"
+
+
+def _reach_target(connection: Connection, batch: BatchRow, reason: str) -> BatchState:
+    """Stopping -> its target, once nothing of the batch runs; else it goes on stopping."""
+    counts = counters.read(connection, batch.id)
+    if counts.running:
+        return BatchState.STOPPING
+    target, why = batch.target, reason or _stored_reason(connection, batch.id)
+    if target is StopTarget.PAUSED and batch.sealed and counts.unsettled == 0:
+        # The last profiles settled while the pause was on its way: nothing is left to pause.
+        if not _pass_failed(batch, counts):
+            return _finish(connection, batch, BatchState.SUCCEEDED, "")
+        target, why = _after_failed_pass(batch), failure_reason(batch, counts)
+    match target:
+        case StopTarget.PAUSED:
+            move_batch(connection, batch, BatchState.PAUSED, why, target=None)
+            return BatchState.PAUSED
+        case StopTarget.REQUEUE:
+            return _requeue(connection, batch, why)
+        case StopTarget.FAILED:
+            bulk.apply(connection, batch, BulkMove.CANCEL)
+            return _finish(connection, _reread(connection, batch.id), BatchState.FAILED, why)
+        case _:
+            return _finish(connection, batch, BatchState(str(target)), why)
+
+
+def _requeue(connection: Connection, batch: BatchRow, reason: str) -> BatchState:
+    """Stopping -> queued in the next pass, where its policy puts it; or parked for a person."""
+    bulk.apply(connection, batch, BulkMove.NEXT_PASS)
+    batch = _reread(connection, batch.id)
+    policy = batch.options.requeue
+    position = batch.position
+    if policy is Requeue.TAIL:
+        position = queue_order.tail(connection, batch.queue)
+    elif policy is Requeue.FRONT:
+        position = queue_order.front(connection, batch.queue)
+    to = BatchState.PAUSED if policy is Requeue.PARK else BatchState.QUEUED
+    move_batch(
+        connection,
+        batch,
+        to,
+        reason,
+        target=None,
+        pass_number=batch.pass_number + 1,
+        position=position,
+        not_before=later(pass_delay(batch.pass_number, batch.options)),
+    )
+    return to
+
+
+def _finish(connection: Connection, batch: BatchRow, state: BatchState, reason: str) -> BatchState:
+    """-> a terminal state, exactly once, since terminal states have no way here."""
+    move_batch(connection, batch, state, reason, target=None, finished_at=now(), not_before=null(), urgent=False)
+    counters.fold(connection, batch.id)
+    return state
+
+
+def _stored_reason(connection: Connection, batch_id: str) -> str:
+    return connection.scalar(select(batches.c.reason).where(batches.c.id == batch_id)) or ""
+
+
+def _reread(connection: Connection, batch_id: str) -> BatchRow:
+    """The batch after a write of this transaction; its lock is still held."""
+    return read_batches(connection, [batch_id])[batch_id]

@@ -1,0 +1,108 @@
+"""The leader's lease and the register of workers: rights that expire unless they are renewed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sqlalchemy import delete, insert, literal, or_, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from batching.database import later, now
+from batching.interfaces import LeaderTerm, WorkerInfo
+from batching.models import leases, queues, workers
+from batching.moves.profile import LEADER
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from sqlalchemy import Connection
+
+
+def acquire(connection: Connection, holder: str, lease: float) -> LeaderTerm | None:
+    """Become the leader when there is none, or when the last one let its lease lapse.
+
+    Settles the race of two candidates: one UPDATE matches the lapsed row, the other then finds it renewed. The epoch
+    grows, so that everything the last leader still tries to write finds its epoch gone.
+    """
+    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
+    connection.execute(dialect.insert(leases).values(name=LEADER, expires_at=now()).on_conflict_do_nothing())
+    epoch = connection.scalar(
+        update(leases)
+        .where(leases.c.name == LEADER, or_(leases.c.holder.is_(None), leases.c.expires_at <= now()))
+        .values(holder=holder, epoch=leases.c.epoch + 1, expires_at=later(literal(lease)))
+        .returning(leases.c.epoch)
+    )
+    return None if epoch is None else LeaderTerm(holder, epoch)
+
+
+def renew(connection: Connection, term: LeaderTerm, lease: float) -> bool:
+    """Renew the lease while it is still this term's and has not lapsed."""
+    renewed = connection.execute(
+        update(leases)
+        .where(
+            leases.c.name == LEADER,
+            leases.c.holder == term.holder,
+            leases.c.epoch == term.epoch,
+            leases.c.expires_at > now(),
+        )
+        .values(expires_at=later(literal(lease)))
+    )
+    return renewed.rowcount == 1
+
+
+def resign(connection: Connection, term: LeaderTerm) -> None:
+    """Hand the lease back, so that the next leader need not wait for it to lapse."""
+    connection.execute(
+        update(leases)
+        .where(leases.c.name == LEADER, leases.c.holder == term.holder, leases.c.epoch == term.epoch)
+        .values(holder=None, expires_at=now())
+    )
+
+
+def register(connection: Connection, info: WorkerInfo) -> None:
+    """Announce a worker process under its fresh id."""
+    values = info._asdict() | {"handlers": list(info.handlers), "queues": list(info.queues)}
+    connection.execute(insert(workers).values(values))
+
+
+def beat(connection: Connection, worker_id: str, *, draining: bool) -> bool:
+    """A sign of life; False when the sweep has declared this worker dead and deleted its row."""
+    alive = connection.execute(
+        update(workers).where(workers.c.id == worker_id).values(heartbeat_at=now(), draining=draining)
+    )
+    return alive.rowcount == 1
+
+
+def heartbeats(connection: Connection) -> dict[str, datetime]:
+    """The last sign of life of every registered worker."""
+    return {row.id: row.heartbeat_at for row in connection.execute(select(workers.c.id, workers.c.heartbeat_at))}
+
+
+def unregister(connection: Connection, worker_id: str, last_seen: datetime | None = None) -> bool:
+    """Delete a worker's row: it left, or it was silent.
+
+    Args:
+        connection: In a write transaction.
+        worker_id: The worker.
+        last_seen: Its last sign of life as the sweep knows it. Settles the race with a heartbeat that comes at the last
+            moment: then nothing is deleted.
+    """
+    condition = [workers.c.id == worker_id]
+    if last_seen is not None:
+        condition.append(workers.c.heartbeat_at == last_seen)
+    return connection.execute(delete(workers).where(*condition)).rowcount == 1
+
+
+def capabilities(connection: Connection) -> list[WorkerInfo]:
+    """The registered workers that take new work."""
+    names = [workers.c[name] for name in WorkerInfo._fields]
+    rows = connection.execute(select(*names).where(workers.c.draining.is_(False)))
+    return [
+        WorkerInfo(**(dict(row._mapping) | {"handlers": tuple(row.handlers), "queues": tuple(row.queues)}))  # noqa: SLF001
+        for row in rows
+    ]
+
+
+def queue_names(connection: Connection) -> list[str]:
+    """Every queue there is."""
+    return list(connection.scalars(select(queues.c.name).order_by(queues.c.name)))

@@ -1,0 +1,112 @@
+"""Positions: sparse numbers that order a queue. Made under the queue's row lock, which is always taken first."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sqlalchemy import func, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from batching.errors import IllegalMoveError, InvalidInputError
+from batching.models import batches, queues
+from batching.moves.rows import BatchRow, lock_batch, remember
+from batching.states import BatchState
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+
+def ensure_queue(connection: Connection, name: str) -> None:
+    """Make the queue's row when it is not there; two producers may do so at once."""
+    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
+    connection.execute(dialect.insert(queues).values(name=name).on_conflict_do_nothing())
+
+
+def lock_queue(connection: Connection, name: str) -> None:
+    """Take the queue's lock. Whoever changes positions holds it; it comes before any batch's lock."""
+    connection.execute(select(queues.c.name).where(queues.c.name == name).with_for_update())
+
+
+def lock_queue_of(connection: Connection, batch_id: str) -> None:
+    """Take the lock of a batch's queue; a batch never changes its queue, so reading the name needs no lock."""
+    name = connection.scalar(select(batches.c.queue).where(batches.c.id == batch_id))
+    if name is not None:
+        lock_queue(connection, name)
+
+
+def tail(connection: Connection, queue: str) -> int:
+    """A position behind all others of the queue; its lock must be held."""
+    largest = connection.scalar(select(func.max(batches.c.position)).where(batches.c.queue == queue))
+    return (largest or 0) + 1
+
+
+def front(connection: Connection, queue: str) -> int:
+    """A position before all others of the queue; its lock must be held."""
+    smallest = connection.scalar(select(func.min(batches.c.position)).where(batches.c.queue == queue))
+    return (smallest or 0) - 1
+
+
+def move(connection: Connection, batch_id: str, place: int | str) -> int:
+    """Put a waiting batch to another place among the waiting batches of its priority.
+
+    Settles the race between two operators: the queue's lock makes one of them first, and the other sees its order.
+
+    Args:
+        connection: In a write transaction.
+        batch_id: A batch that is queued or paused.
+        place: `front`, `end`, or 1 for next, 2 for the one after it, ….
+
+    Returns:
+        The batch's new position.
+
+    Raises:
+        IllegalMoveError: The batch does not wait.
+        InvalidInputError: The place is none.
+    """
+    if place not in {"front", "end"} and (isinstance(place, bool) or not isinstance(place, int) or place < 1):
+        raise InvalidInputError(f"cannot move batch {batch_id} to {place!r}: a place is front, end, or 1, 2, 3, …")
+    lock_queue_of(connection, batch_id)
+    batch = lock_batch(connection, batch_id)
+    if batch.state not in {BatchState.QUEUED, BatchState.PAUSED}:
+        raise IllegalMoveError(
+            f"cannot move batch {batch_id}: it is {batch.state}; only queued and paused batches have a place to change"
+        )
+    if place == "front":
+        position = front(connection, batch.queue)
+        _write(connection, batch, position)
+    elif place == "end":
+        position = tail(connection, batch.queue)
+        _write(connection, batch, position)
+    else:
+        position = _insert_at(connection, batch, int(place))
+    remember(connection, batch, batch.state, batch.state, f"moved to {place}", position=position)
+    return position
+
+
+def _insert_at(connection: Connection, batch: BatchRow, place: int) -> int:
+    """Deal the positions that the waiting batches have out again, in the new order."""
+    rows = connection.execute(
+        select(batches.c.id, batches.c.position)
+        .where(
+            batches.c.queue == batch.queue,
+            batches.c.priority == batch.priority,
+            (batches.c.state == BatchState.QUEUED) | (batches.c.id == batch.id),
+        )
+        .order_by(batches.c.position, batches.c.id)
+        .with_for_update()
+    ).all()
+    order = [row.id for row in rows if row.id != batch.id]
+    order.insert(min(place - 1, len(order)), batch.id)
+    # Equal positions (two batches moved to the front of an empty queue) would leave the order to the ids.
+    slots = [row.position for row in rows]
+    if len(set(slots)) != len(slots):
+        slots = list(range(slots[0], slots[0] + len(slots)))
+    new = dict(zip(order, slots, strict=True))
+    for row in rows:
+        if new[row.id] != row.position:
+            connection.execute(update(batches).where(batches.c.id == row.id).values(position=new[row.id]))
+    return new[batch.id]
+
+
+def _write(connection: Connection, batch: BatchRow, position: int) -> None:
+    connection.execute(update(batches).where(batches.c.id == batch.id).values(position=position))

@@ -1,0 +1,232 @@
+"""Submission: a loading batch that nobody sees, filled in chunks, then sealed in one step or deleted."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import uuid_utils
+from sqlalchemy import Insert, Integer, String, Text, bindparam, delete, func, insert, literal, select, update
+from sqlalchemy.exc import IntegrityError
+
+from batching.database import Identifier, encode_rows, is_unique_violation, later, now, rows_from_json
+from batching.errors import IllegalMoveError, InvalidInputError
+from batching.interfaces import BatchReceipt, BatchSpec
+from batching.models import batches, history, profiles
+from batching.moves import counters, queue_order
+from batching.states import BatchState
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sqlalchemy import Connection
+    from sqlalchemy.types import TypeEngine
+
+    from batching.interfaces import ProfileInput
+
+#: Seconds that a producer may be silent between two chunks before its batch is taken for abandoned.
+LOADING_LEASE = 60.0
+
+_LOADS = (batches.c.state == BatchState.LOADING) & batches.c.loading_until.is_not(None)
+
+
+class DuplicateKeyError(InvalidInputError):
+    """Two profiles of one batch have the same key; carries the numbers of both."""
+
+    def __init__(self, key: str, first: int, second: int) -> None:
+        super().__init__(f"the key {key!r} stands twice in the batch: profile {first:,} and profile {second:,}")
+        self.key = key
+        self.first = first
+        self.second = second
+
+
+def create_batch(connection: Connection, spec: BatchSpec) -> BatchReceipt:
+    """Write an empty loading batch, or find the one that holds the key.
+
+    Settles the race of two producers with one key: UNIQUE (queue, key) lets one of them in; the other finds its batch.
+    """
+    queue_order.ensure_queue(connection, spec.queue)
+    if spec.key is not None and spec.replace_key:
+        _release_key(connection, spec.queue, spec.key)
+    batch_id = str(uuid_utils.uuid7())
+    try:
+        with connection.begin_nested():
+            connection.execute(
+                insert(batches).values(
+                    id=batch_id,
+                    queue=spec.queue,
+                    key=spec.key,
+                    name=spec.name,
+                    handler=spec.handler,
+                    state=BatchState.LOADING,
+                    priority=spec.priority,
+                    position=0,
+                    last_pass=spec.options.max_passes,
+                    options=spec.options.as_dict(),
+                    loading_until=later(literal(LOADING_LEASE)),
+                )
+            )
+    except IntegrityError as error:
+        if spec.key is None or not is_unique_violation(error):
+            raise
+        found = find_key(connection, spec.queue, spec.key)
+        if found is None:
+            raise
+        return found
+    return BatchReceipt(batch_id, 0, created=True)
+
+
+def find_key(connection: Connection, queue: str, key: str) -> BatchReceipt | None:
+    """The batch that holds a key; `created` is False, and `total` is -1 while it still loads."""
+    row = connection.execute(
+        select(batches.c.id, batches.c.total, batches.c.state).where(batches.c.queue == queue, batches.c.key == key)
+    ).one_or_none()
+    if row is None:
+        return None
+    return BatchReceipt(row.id, -1 if row.state == BatchState.LOADING else row.total, created=False)
+
+
+def _release_key(connection: Connection, queue: str, key: str) -> None:
+    connection.execute(
+        update(batches)
+        .where(batches.c.queue == queue, batches.c.key == key, batches.c.state != BatchState.LOADING)
+        .values(key=None)
+    )
+
+
+_CHUNK_COLUMNS: dict[str, TypeEngine[Any]] = {"number": Integer(), "key": String(255), "payload": Text()}
+
+
+@lru_cache
+def _insert_chunk(dialect: str) -> Insert:
+    chunk = rows_from_json(dialect, "chunk", _CHUNK_COLUMNS)
+    chosen = select(bindparam("batch", type_=Identifier()), chunk.c.number, chunk.c.key, chunk.c.payload)
+    return insert(profiles).from_select(["batch_id", "number", "key", "payload"], chosen)
+
+
+def add_profiles(connection: Connection, batch_id: str, chunk: Sequence[ProfileInput]) -> int:
+    """Append a chunk to a loading batch and renew its lease; returns the number of its last profile.
+
+    Raises:
+        DuplicateKeyError: A key stands twice, in the chunk or in the batch; the chunk is not written.
+        IllegalMoveError: The batch does not load (any more): its lease lapsed and the sweep deleted it.
+    """
+    last = connection.scalar(
+        update(batches)
+        .where(batches.c.id == batch_id, _LOADS)
+        .values(total=batches.c.total + len(chunk), loading_until=later(literal(LOADING_LEASE)))
+        .returning(batches.c.total)
+    )
+    if last is None:
+        raise IllegalMoveError(
+            f"cannot add profiles to batch {batch_id}: it does not load any more (its producer was silent for over "
+            f"{LOADING_LEASE:g} s, or it was sealed); submit it again"
+        )
+    first = last - len(chunk) + 1
+    rows = [(first + offset, each.key, each.payload) for offset, each in enumerate(chunk)]
+    parameters = {"chunk": encode_rows(list(_CHUNK_COLUMNS), rows), "batch": batch_id}
+    try:
+        with connection.begin_nested():
+            connection.execute(_insert_chunk(connection.dialect.name), parameters)
+    except IntegrityError as error:
+        if is_unique_violation(error):
+            _raise_duplicate(connection, batch_id, rows)
+        raise
+    return int(last)
+
+
+def _raise_duplicate(connection: Connection, batch_id: str, rows: list[tuple[int, str, str]]) -> None:
+    seen: dict[str, int] = {}
+    for number, key, _ in rows:
+        if key in seen:
+            raise DuplicateKeyError(key, seen[key], number)
+        seen[key] = number
+    for start in range(0, len(rows), 500):
+        keys = [key for _, key, _ in rows[start : start + 500]]
+        earlier = connection.execute(
+            select(profiles.c.key, profiles.c.number)
+            .where(profiles.c.batch_id == batch_id, profiles.c.key.in_(keys))
+            .order_by(profiles.c.number)
+            .limit(1)
+        ).one_or_none()
+        if earlier is not None:
+            raise DuplicateKeyError(earlier.key, earlier.number, seen[earlier.key])
+
+
+def seal(connection: Connection, batch_id: str) -> int:
+    """Loading -> queued at the end of its queue, with its counters; from this commit on everybody sees it.
+
+    Settles the race with the sweep of abandoned batches: both are guarded by `loading` under the batch's lock.
+
+    Returns:
+        The total number of profiles.
+    """
+    queue_order.lock_queue_of(connection, batch_id)
+    queue = connection.scalar(select(batches.c.queue).where(batches.c.id == batch_id))
+    position = queue_order.tail(connection, str(queue))
+    total = connection.scalar(
+        update(batches)
+        .where(batches.c.id == batch_id, _LOADS)
+        .values(state=BatchState.QUEUED, sealed=True, position=position, loading_until=None, created_at=now())
+        .returning(batches.c.total)
+    )
+    if total is None:
+        raise IllegalMoveError(f"cannot seal batch {batch_id}: it does not load any more; submit it again")
+    counters.open_with(connection, batch_id, {"pending": total})
+    connection.execute(
+        insert(history).values(
+            batch_id=batch_id,
+            from_state=BatchState.LOADING,
+            to_state=BatchState.QUEUED,
+            pass_number=1,
+            position=position,
+            generation=0,
+            reason="submitted",
+        )
+    )
+    return int(total)
+
+
+def delete_some(connection: Connection, batch_id: str, limit: int) -> bool:
+    """Delete up to `limit` profiles of a batch, or at last the batch itself; returns whether something is left."""
+    numbers = select(profiles.c.number).where(profiles.c.batch_id == batch_id).order_by(profiles.c.number).limit(limit)
+    gone = connection.execute(delete(profiles).where(profiles.c.batch_id == batch_id, profiles.c.number.in_(numbers)))
+    if gone.rowcount >= limit:
+        return True
+    connection.execute(delete(batches).where(batches.c.id == batch_id))
+    return False
+
+
+def lapse(connection: Connection, batch_id: str, *, overdue_only: bool) -> bool:
+    """Mark a loading batch for deletion, so that its producer can add nothing more; returns whether it was loading.
+
+    Settles the race with a producer that comes back: adding and sealing are guarded by the lease's presence too.
+    """
+    condition = [batches.c.id == batch_id, batches.c.state == BatchState.LOADING]
+    if overdue_only:
+        condition.append(batches.c.loading_until < now())
+    # Without a lease no chunk and no seal can follow. The key is free again at once; the rows go in steps.
+    changed = connection.execute(update(batches).where(*condition).values(key=None, loading_until=None))
+    return changed.rowcount == 1
+
+
+def is_lapsed(connection: Connection, batch_id: str) -> bool:
+    """Whether the deletion of a loading batch was begun."""
+    row = connection.execute(
+        select(batches.c.loading_until).where(batches.c.id == batch_id, batches.c.state == BatchState.LOADING)
+    ).one_or_none()
+    return row is not None and row.loading_until is None
+
+
+def abandoned(connection: Connection, limit: int) -> list[str]:
+    """Loading batches whose lease lapsed, or whose deletion was begun."""
+    rows: Any = connection.scalars(
+        select(batches.c.id)
+        .where(
+            batches.c.state == BatchState.LOADING,
+            func.coalesce(batches.c.loading_until < now(), literal(value=True)),
+        )
+        .order_by(batches.c.id)
+        .limit(limit)
+    )
+    return list(rows)

@@ -1,0 +1,239 @@
+"""QueueManager: the verbs that people and producers call. Needs SQL alone; rings the leader's doorbell when it can."""
+
+from __future__ import annotations
+
+import time
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from sqlalchemy import Connection
+
+from batching.broker import Doorbell
+from batching.database import Database
+from batching.errors import BrokerUnavailableError, ConfigurationError, InvalidInputError
+from batching.execution_manager import BatchExecutionManager
+from batching.intake import Limits
+from batching.interfaces import BatchOptions, BatchReceipt, BatchSpec
+from batching.settings import Settings, get_settings
+from batching.state_manager import BatchStateManager
+from batching.states import BatchState, StopTarget
+from batching.statistics import Statistics
+from batching.submission import submit, submit_within
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from sqlalchemy.orm import Session
+
+    from batching.statistics import BatchView, ResultLine
+
+_Result = TypeVar("_Result")
+
+
+class Batch:
+    """A handle on one batch: what `submit` returns."""
+
+    def __init__(self, manager: QueueManager, receipt: BatchReceipt) -> None:
+        self._manager = manager
+        self.id = receipt.id
+        self.total = receipt.total
+        """Profiles in it."""
+        self.created = receipt.created
+        """False when the key named a batch that was there already."""
+
+    def progress(self) -> BatchView:
+        """Counts, place in line, rate and ETA, as of now."""
+        return self._manager.statistics.batch(self.id)
+
+    def wait(self, timeout: float | None = None, poll: float = 0.1) -> BatchView:
+        """Block until the batch is finished.
+
+        Args:
+            timeout: Seconds; None waits for ever.
+            poll: Seconds between two looks.
+
+        Raises:
+            TimeoutError: It was not finished in time; the batch itself goes on.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while not (view := self.progress()).terminal:
+            if deadline is not None and time.monotonic() >= deadline:
+                raise TimeoutError(
+                    f"batch {self.id} is {view.state} after {timeout:g} s; it goes on without this caller"
+                )
+            time.sleep(poll)
+        return view
+
+    def results(self) -> Iterator[ResultLine]:
+        """Every profile with its state, result and error, in the order of submission; streamed."""
+        return self._manager.statistics.results(self.id)
+
+    def __repr__(self) -> str:
+        return f"<Batch {self.id}: {self.total:,} profiles>"
+
+
+class QueueManager:
+    """Submit batches, steer them, ask about them.
+
+    Args:
+        database: The store; by default the one that BATCHING_DATABASE_URL names.
+        broker_url: Where the leader's doorbell hangs; by default BATCHING_BROKER_URL, and none is needed.
+        settings: By default the environment's.
+    """
+
+    def __init__(
+        self, database: Database | None = None, broker_url: str | None = None, settings: Settings | None = None
+    ) -> None:
+        self._given_database = database
+        self._given_broker_url = broker_url
+        self._given_settings = settings
+
+    @cached_property
+    def settings(self) -> Settings:
+        """The settings in force, read at first use."""
+        return self._given_settings or get_settings()
+
+    @cached_property
+    def database(self) -> Database:
+        """The store.
+
+        Raises:
+            ConfigurationError: None is configured: a batch must not land in a place where nobody looks.
+        """
+        if self._given_database is not None:
+            return self._given_database
+        if self.settings.database_url is None:
+            raise ConfigurationError(
+                "no database is configured: set BATCHING_DATABASE_URL, for example "
+                "postgresql+psycopg://user:password@host/name or sqlite:////absolute/path/batching.db"
+            )
+        return Database(self.settings.database_url)
+
+    @cached_property
+    def state_manager(self) -> BatchStateManager:
+        """Every write."""
+        return BatchStateManager(self.database, max_losses=self.settings.max_losses)
+
+    @cached_property
+    def execution_manager(self) -> BatchExecutionManager:
+        """`execute_batch` asks for promotion; dispatching itself is the leader's."""
+        return BatchExecutionManager(self.state_manager, max_losses=self.settings.max_losses)
+
+    @cached_property
+    def statistics(self) -> Statistics:
+        """Every read."""
+        return Statistics(self.database, self.settings)
+
+    def submit(  # noqa: PLR0913 - the one call that producers write; each argument is named there
+        self,
+        handler: str,
+        profiles: Iterable[Any],
+        *,
+        name: str | None = None,
+        key: str | None = None,
+        queue: str = "default",
+        priority: int = 0,
+        options: BatchOptions | None = None,
+        new: bool = False,
+        session: Session | Connection | None = None,
+    ) -> Batch:
+        """Record a batch and put it in line. Streams: nothing but a chunk is held in memory.
+
+        Args:
+            handler: The handler's registered name; workers need it, this process does not.
+            profiles: Any iterable of `{"key": …, "payload": …}`, `(key, payload)` or bare keys; or an
+                `intake.Source`.
+            name: For people; by default the handler's name.
+            key: The batch's idempotency key in its queue: the same key again returns the same batch.
+            queue: Made when it does not exist.
+            priority: Larger runs first.
+            options: See `BatchOptions`.
+            new: With `key`: submit a fresh batch; an older one gives the key up.
+            session: A SQLAlchemy session or connection: the batch is written in its transaction, and exists if and
+                only if that commits.
+
+        Raises:
+            InvalidInputError: A profile or an argument is not acceptable; nothing of the batch is left.
+            DatabaseUnavailableError: The database cannot be reached; nothing of the batch is left.
+        """
+        if options is not None and not isinstance(options, BatchOptions):
+            raise InvalidInputError(f"options takes a BatchOptions, not {type(options).__name__}")
+        spec = BatchSpec(handler, name or str(handler), queue, key, priority, options or BatchOptions(), new)
+        limits = Limits.from_settings(self.settings)
+        if session is None:
+            receipt = submit(self.state_manager, spec, profiles, limits)
+            self.ring()
+        else:
+            connection = session if isinstance(session, Connection) else session.connection()
+            receipt = submit_within(self.state_manager, spec, profiles, limits, connection)
+        return Batch(self, receipt)
+
+    def get(self, batch_id: str) -> Batch:
+        """A handle on a batch that exists.
+
+        Raises:
+            UnknownBatchError: There is none with this id.
+        """
+        view = self.statistics.batch(batch_id)
+        return Batch(self, BatchReceipt(view.id, view.total, created=False))
+
+    def pause(self, batch_id: str, reason: str = "") -> BatchState:
+        """Stop dispatching a batch and put it aside; what runs may settle. Acts at once, however large it is."""
+        return self._stop(batch_id, StopTarget.PAUSED, reason or "paused by a person")
+
+    def cancel(self, batch_id: str, reason: str = "") -> BatchState:
+        """End a batch: what waits is cancelled at once, what runs may settle."""
+        return self._stop(batch_id, StopTarget.CANCELLED, reason or "cancelled by a person")
+
+    def resume(self, batch_id: str) -> BatchState:
+        """Return a paused batch to its old position in line."""
+        return self._rung(self.state_manager.resume(batch_id))
+
+    def retry(self, batch_id: str) -> int:
+        """Open a new pass over what is not done of a finished batch; returns the number of the pass."""
+        return self._rung(self.state_manager.retry(batch_id))
+
+    def move(self, batch_id: str, place: int | str) -> int:
+        """Move a waiting batch to `front`, `end`, or a place (1 is next); returns its position."""
+        return self.state_manager.move(batch_id, place)
+
+    def prune(self, older_than_days: float | None = None, limit: int = 100) -> int:
+        """Delete batches that finished so many days ago, at most `limit` in this call; returns how many."""
+        days = self.settings.retention_days if older_than_days is None else older_than_days
+        return self.state_manager.prune(days, limit)
+
+    def process(self, batch_id: str) -> BatchState:
+        """Ask for a batch to run ahead of its turn; a running or finished batch stays as it is."""
+        return self._rung(self.execution_manager.execute_batch(batch_id))
+
+    def ring(self) -> None:
+        """Wake the leader. A broker that is away costs a moment: the leader also polls."""
+        if self._doorbell is None:
+            return
+        try:
+            self._doorbell.ring()
+        except BrokerUnavailableError:
+            return
+
+    def close(self) -> None:
+        """Close connections. Safe to call twice."""
+        if "database" in self.__dict__ and self._given_database is None:
+            self.database.close()
+        if self.__dict__.get("_doorbell") is not None:
+            self.__dict__.pop("_doorbell").close()
+
+    @cached_property
+    def _doorbell(self) -> Doorbell | None:
+        url = self._given_broker_url or self.settings.broker_url
+        return None if url is None else Doorbell(url, self.settings.key_prefix)
+
+    def _stop(self, batch_id: str, target: StopTarget, reason: str) -> BatchState:
+        return self._rung(self.state_manager.stop(batch_id, target, reason))
+
+    def _rung(self, result: _Result) -> _Result:
+        self.ring()
+        return result
+
+
+#: The ready instance: configured by the environment at its first use.
+queue_manager = QueueManager()

@@ -1,0 +1,51 @@
+"""WorkerRegistry: how a worker process announces itself, shows that it lives, and learns what SQL thinks it runs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from batching.moves import leadership, profile, sweep
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from batching.database import Database
+    from batching.interfaces import RunId, WorkerInfo
+
+
+class WorkerRegistry:
+    """The worker's own side of its row; every method raises DatabaseUnavailableError while SQL is away."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def register(self, info: WorkerInfo) -> None:
+        """Announce a worker under its fresh id."""
+        with self._database.begin() as writing:
+            leadership.register(writing, info)
+
+    def beat(self, worker_id: str, *, draining: bool = False) -> bool:
+        """Show a sign of life; False: this worker was declared dead and must register again under a new id."""
+        with self._database.begin() as writing:
+            return leadership.beat(writing, worker_id, draining=draining)
+
+    def running(self, worker_id: str) -> list[RunId]:
+        """What SQL thinks this worker runs."""
+        with self._database.read() as reading:
+            return [run for run, *_ in profile.running_of(reading, worker_id)]
+
+    def give_back(self, worker_id: str, runs: Sequence[RunId]) -> int:
+        """Return claimed runs uncharged; how many this worker really held."""
+        with self._database.begin() as writing:
+            return sweep.give_back(writing, worker_id, runs)
+
+    def queues(self) -> list[str]:
+        """The names of all queues."""
+        with self._database.read() as reading:
+            return leadership.queue_names(reading)
+
+    def leave(self, worker_id: str) -> None:
+        """Give everything back and delete the row: the end of a clean stop. Repeatable."""
+        with self._database.begin() as writing:
+            sweep.give_back(writing, worker_id, [run for run, *_ in profile.running_of(writing, worker_id)])
+            leadership.unregister(writing, worker_id)

@@ -1,0 +1,205 @@
+"""BatchStateManager: every write, one guarded move per method, one transaction per call."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from batching.moves import batch as batch_moves
+from batching.moves import bulk, counters, leadership, profile, queue_order, rows, submission, sweep
+from batching.states import BatchState, StopTarget
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+    from datetime import datetime
+
+    from sqlalchemy import Connection
+
+    from batching.database import Database
+    from batching.interfaces import (
+        BatchReceipt,
+        BatchSpec,
+        ClaimResult,
+        Dispatch,
+        LeaderTerm,
+        ProfileInput,
+        RunId,
+        Settlement,
+        SettleResult,
+    )
+
+
+class BatchStateManager:
+    """Implements `IBatchStateManager` over SQL; see there for what each method promises.
+
+    Args:
+        database: Where the state lives.
+        max_losses: Losses after which a profile is dispatched to run alone.
+    """
+
+    def __init__(self, database: Database, *, max_losses: int = 2) -> None:
+        self.database = database
+        self._max_losses = max_losses
+
+    # --- submission
+
+    def create_batch(self, spec: BatchSpec, connection: Connection | None = None) -> BatchReceipt:
+        with self._writing(connection) as writing:
+            return submission.create_batch(writing, spec)
+
+    def find_key(self, queue: str, key: str) -> BatchReceipt | None:
+        with self.database.read() as reading:
+            return submission.find_key(reading, queue, key)
+
+    def add_profiles(self, batch_id: str, chunk: Sequence[ProfileInput], connection: Connection | None = None) -> int:
+        with self._writing(connection) as writing:
+            return submission.add_profiles(writing, batch_id, chunk)
+
+    def seal(self, batch_id: str, connection: Connection | None = None) -> int:
+        with self._writing(connection) as writing:
+            return submission.seal(writing, batch_id)
+
+    def abandon(self, batch_id: str) -> bool:
+        with self.database.begin() as writing:
+            was_loading = submission.lapse(writing, batch_id, overdue_only=False)
+        if was_loading:
+            self._delete(batch_id)
+        return was_loading
+
+    def sweep_abandoned(self, limit: int = 10) -> list[str]:
+        """Delete loading batches whose producer is gone; returns their ids."""
+        with self.database.read() as reading:
+            found = submission.abandoned(reading, limit)
+        swept = []
+        for batch_id in found:
+            with self.database.begin() as writing:
+                gone = submission.lapse(writing, batch_id, overdue_only=True) or submission.is_lapsed(writing, batch_id)
+            if gone:
+                self._delete(batch_id)
+                swept.append(batch_id)
+        return swept
+
+    def prune(self, older_than_days: float, limit: int = 100, step: int = 5_000) -> int:
+        """Delete up to `limit` batches that finished so long ago, in bounded steps; returns how many."""
+        with self.database.read() as reading:
+            old = sweep.finished_before(reading, older_than_days, limit)
+        for batch_id in old:
+            self._delete(batch_id, step)
+        return len(old)
+
+    def _delete(self, batch_id: str, step: int = 5_000) -> None:
+        more = True
+        while more:
+            with self.database.begin() as writing:
+                more = submission.delete_some(writing, batch_id, step)
+
+    # --- the leader's moves
+
+    def promote(self, queue: str, term: LeaderTerm) -> str | None:
+        with self.database.begin() as writing:
+            return batch_moves.promote(writing, queue, term)
+
+    def dispatch(self, batch_id: str, limit: int, term: LeaderTerm) -> list[Dispatch]:
+        with self.database.begin() as writing:
+            return profile.dispatch(writing, batch_id, limit, term, self._max_losses)
+
+    def rewrite(self, batch_id: str, limit: int = 5_000) -> bool:
+        """Write one bounded step of a bulk move into the rows; returns whether rows may be left."""
+        with self.database.begin() as writing:
+            return bulk.rewrite(writing, batch_id, limit)
+
+    def suspects(self, term: LeaderTerm, lost: sweep.LostEvidence) -> list[Dispatch]:
+        """Take the dispatches that look lost, to be published again; each is taken once per delay."""
+        with self.database.begin() as writing:
+            return sweep.take_suspects(writing, term, lost, self._max_losses)
+
+    def take_back(self, worker_id: str, last_seen: datetime | None, term: LeaderTerm) -> list[RunId] | None:
+        """Declare a silent worker dead and make its runs pending again, each with a loss.
+
+        Returns:
+            The runs taken back, or None when the worker showed a sign of life after all.
+        """
+        with self.database.begin() as writing:
+            return sweep.take_back(writing, worker_id, last_seen, term, self._max_losses)
+
+    # --- the workers' moves
+
+    def claim(self, worker_id: str, runs: Sequence[RunId]) -> ClaimResult:
+        with self.database.begin() as writing:
+            return profile.claim(writing, worker_id, runs)
+
+    def settle(self, worker_id: str, settlements: Sequence[Settlement]) -> SettleResult:
+        with self.database.begin() as writing:
+            return profile.settle(writing, worker_id, worker_id, settlements)
+
+    def give_back(self, worker_id: str, runs: Sequence[RunId]) -> int:
+        """Running -> pending for runs that this worker holds and will not finish; nothing is charged."""
+        with self.database.begin() as writing:
+            return sweep.give_back(writing, worker_id, runs)
+
+    def conclude(self, batch_ids: Iterable[str]) -> list[str]:
+        """Also after a lost race: what is concluded already is not concluded twice."""
+        wanted = sorted(set(batch_ids))
+        if not wanted:
+            return []
+        with self.database.read() as reading:
+            known = rows.read_batches(reading, wanted)
+            sums = counters.read_many(reading, list(known))
+        moved = []
+        for batch_id, batch in known.items():
+            if batch_moves.wants_conclusion(batch, sums[batch_id]):
+                with self.database.begin() as writing:
+                    if batch_moves.conclude(writing, batch_id):
+                        moved.append(batch_id)
+        return moved
+
+    # --- verbs
+
+    def stop(self, batch_id: str, target: StopTarget, reason: str) -> BatchState:
+        with self.database.begin() as writing:
+            return batch_moves.stop(writing, batch_id, target, reason)
+
+    def resume(self, batch_id: str) -> BatchState:
+        with self.database.begin() as writing:
+            return batch_moves.resume(writing, batch_id)
+
+    def retry(self, batch_id: str, reason: str = "retried by a person") -> int:
+        with self.database.begin() as writing:
+            return batch_moves.reopen(writing, batch_id, reason)
+
+    def move(self, batch_id: str, place: int | str) -> int:
+        with self.database.begin() as writing:
+            return queue_order.move(writing, batch_id, place)
+
+    def mark_completed(self, batch_id: str) -> BatchState:
+        with self.database.begin() as writing:
+            return batch_moves.mark_completed(writing, batch_id)
+
+    def request_promotion(self, batch_id: str) -> BatchState:
+        with self.database.begin() as writing:
+            return batch_moves.request_promotion(writing, batch_id)
+
+    # --- leadership
+
+    def lead(self, holder: str, lease: float) -> LeaderTerm | None:
+        """Become the leader when there is none; returns the term."""
+        with self.database.begin() as writing:
+            return leadership.acquire(writing, holder, lease)
+
+    def renew(self, term: LeaderTerm, lease: float) -> bool:
+        """Renew a term; False when it is over."""
+        with self.database.begin() as writing:
+            return leadership.renew(writing, term, lease)
+
+    def resign(self, term: LeaderTerm) -> None:
+        """Hand the lease back."""
+        with self.database.begin() as writing:
+            leadership.resign(writing, term)
+
+    @contextmanager
+    def _writing(self, connection: Connection | None) -> Iterator[Connection]:
+        if connection is not None:
+            yield connection
+        else:
+            with self.database.begin() as own:
+                yield own

@@ -1,0 +1,23 @@
+"""Every read for people: counts, place in line, rate, ETA, and why a batch does not move. No writes."""
+
+from batching.statistics.reader import Statistics
+from batching.statistics.views import (
+    AttemptView,
+    BatchView,
+    FailureGroup,
+    HistoryEntry,
+    QueueView,
+    ResultLine,
+    WorkerView,
+)
+
+__all__ = [
+    "AttemptView",
+    "BatchView",
+    "FailureGroup",
+    "HistoryEntry",
+    "QueueView",
+    "ResultLine",
+    "Statistics",
+    "WorkerView",
+]

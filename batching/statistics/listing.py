@@ -1,0 +1,163 @@
+"""Batches as people see them: a fixed number of queries for any number of batches."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from sqlalchemy import ColumnElement, case, select
+
+from batching.interfaces import BatchOptions
+from batching.models import batches, queues, rates
+from batching.moves.counters import Counts, read_many
+from batching.states import TERMINAL_BATCH_STATES, BatchState, StopTarget
+from batching.statistics import line
+from batching.statistics.reason import Facts, why
+from batching.statistics.views import BatchView
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+
+    from sqlalchemy import Connection
+
+    from batching.statistics.views import WorkerView
+
+
+class _Around(NamedTuple):
+    """What is read beside the batches' own rows."""
+
+    moment: line.Moment
+    counts: dict[str, Counts]
+    heads: dict[str, line.Head]
+    waits: dict[str, line.Wait]
+    retries: dict[str, datetime]
+    workers: list[WorkerView]
+
+
+def read_views(
+    connection: Connection, condition: ColumnElement[bool], limit: int | None, lease: float
+) -> list[BatchView]:
+    """The batches that meet a condition, running ones first, then the line in its order, then the latest finished.
+
+    Args:
+        connection: In a read transaction.
+        condition: On the table of batches; batches that are still loading never show.
+        limit: Batches at most; None for all.
+        lease: Seconds; see `line.read_workers`.
+    """
+    rows = connection.execute(
+        select(batches, queues.c.paused.label("queue_paused"), rates.c.per_second)
+        .select_from(batches.join(queues, queues.c.name == batches.c.queue).outerjoin(rates, line.fresh_rate()))
+        .where(batches.c.state != BatchState.LOADING.value, condition)
+        .order_by(*_order())
+        .limit(limit)
+    ).all()
+    around = _read_around(connection, rows, lease)
+    return [_as_view(row, around) for row in rows]
+
+
+def _order() -> tuple[ColumnElement[Any], ...]:
+    rank = case(
+        (batches.c.state.in_(line.AT_THE_HEAD), 0),
+        (batches.c.state == BatchState.QUEUED.value, 1),
+        (batches.c.state == BatchState.PAUSED.value, 2),
+        else_=3,
+    )
+    # Inside a rank, either all or none have finished: the newest first, or the order of the line.
+    return (
+        rank,
+        batches.c.finished_at.desc(),
+        batches.c.queue,
+        batches.c.priority.desc(),
+        batches.c.position,
+        batches.c.id,
+    )
+
+
+def _read_around(connection: Connection, rows: Sequence[Any], lease: float) -> _Around:
+    ids = [row.id for row in rows]
+    lines = {row.queue for row in rows if row.state not in TERMINAL_BATCH_STATES}
+    counts = read_many(connection, ids)
+    still = [
+        row.id
+        for row in rows
+        if row.state == BatchState.RUNNING and not counts[row.id].dispatched and not counts[row.id].running
+    ]
+    return _Around(
+        moment=line.moment(connection),
+        counts=counts,
+        heads=line.heads(connection, lines) if lines else {},
+        waits=line.waits(connection, ids, lines) if lines else {},
+        retries=line.retries_at(connection, still) if still else {},
+        workers=line.read_workers(connection, lease) if lines else [],
+    )
+
+
+def _as_view(row: Any, around: _Around) -> BatchView:
+    counts = around.counts[row.id]
+    state = BatchState(row.state)
+    rate = row.per_second if row.state in line.AT_THE_HEAD else None
+    return BatchView(
+        id=row.id,
+        name=row.name,
+        key=row.key,
+        handler=row.handler,
+        queue=row.queue,
+        state=state,
+        pass_number=row.pass_number,
+        place=_place(row, around),
+        total=row.total,
+        rate=None if rate is None else round(rate, 3),
+        eta_seconds=_eta(row, counts, around),
+        reason=why(_facts(row, counts, around)),
+        created_at=row.created_at,
+        started_at=row.started_at,
+        finished_at=row.finished_at,
+        priority=row.priority,
+        target=StopTarget(row.target) if row.target else None,
+        sealed=bool(row.sealed),
+        max_passes=row.options.get("max_passes", BatchOptions().max_passes),
+        options=row.options,
+        **{name: value for name, value in counts._asdict().items() if name in BatchView.__slots__},
+    )
+
+
+def _place(row: Any, around: _Around) -> int | None:
+    if row.state in line.AT_THE_HEAD:
+        return 0
+    wait = around.waits.get(row.id)
+    return None if wait is None else wait.place
+
+
+def _eta(row: Any, counts: Counts, around: _Around) -> float | None:
+    """Seconds until the batch is through; None when nothing was measured, or when it does not move."""
+    if row.state == BatchState.RUNNING:
+        work, rate = counts.unsettled, row.per_second or 0.0
+    elif row.id in around.waits and not row.queue_paused:
+        head = around.heads.get(row.queue, line.Head())
+        work, rate = around.waits[row.id].unsettled + head.unsettled, head.rate
+    else:
+        return None
+    return round(work / rate, 1) if rate > 0 else None
+
+
+def _facts(row: Any, counts: Counts, around: _Around) -> Facts:
+    wait = around.waits.get(row.id)
+    backs_off = row.not_before is not None and row.not_before > around.moment.at
+    return Facts(
+        state=BatchState(row.state),
+        target=StopTarget(row.target) if row.target else None,
+        stored=row.reason or "",
+        queue=row.queue,
+        handler=row.handler,
+        pending=counts.pending,
+        dispatched=counts.dispatched,
+        running=counts.running,
+        ahead=0 if wait is None else wait.place - 1 + around.heads.get(row.queue, line.Head()).batches,
+        queue_paused=bool(row.queue_paused),
+        sealed=bool(row.sealed),
+        served=any(worker.serves(row.queue, row.handler) for worker in around.workers),
+        led=around.moment.led,
+        backs_off_until=row.not_before if backs_off else None,
+        retries_at=around.retries.get(row.id),
+    )

@@ -1,0 +1,204 @@
+"""`Statistics`: every read for people. One call, one consistent snapshot; nothing is ever written."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sqlalchemy import ColumnElement, and_, case, func, select, true
+
+from batching.models import batches, history, rates
+from batching.models import queues as queue_table
+from batching.moves.counters import Counts, read_many
+from batching.settings import get_settings
+from batching.states import TERMINAL_BATCH_STATES, BatchState
+from batching.statistics import line, lookup
+from batching.statistics.listing import read_views
+from batching.statistics.profile_reads import read_attempts, read_failures, read_page
+from batching.statistics.views import HistoryEntry, QueueView
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from batching.database import Database
+    from batching.settings import Settings
+    from batching.statistics.profile_reads import Page
+    from batching.statistics.views import AttemptView, BatchView, FailureGroup, ResultLine, WorkerView
+
+_PAGE_ROWS = 1000
+
+
+class Statistics:
+    """Reads for the command line, the dashboard and producers.
+
+    Wherever a batch is asked for, a unique prefix of its id is enough (at least eight digits). A batch that is still
+    loading is invisible.
+
+    Args:
+        database: Where to read.
+        settings: For the length of a worker's lease; by default those of this process.
+    """
+
+    def __init__(self, database: Database, settings: Settings | None = None) -> None:
+        self._database = database
+        self._lease = (settings or get_settings()).worker_lease
+
+    def resolve(self, id_or_prefix: str) -> str:
+        """The id of the one batch that this text names.
+
+        Raises:
+            UnknownBatchError: No batch's id starts so.
+            InvalidInputError: The text is too short, or several ids start so; the message lists them.
+        """
+        with self._database.read() as connection:
+            return lookup.resolve(connection, id_or_prefix)
+
+    def batch(self, batch_id: str) -> BatchView:
+        """One batch.
+
+        Raises:
+            UnknownBatchError: There is none with this id.
+        """
+        with self._database.read() as connection:
+            found = lookup.resolve(connection, batch_id)
+            return read_views(connection, batches.c.id == found, None, self._lease)[0]
+
+    def batches(
+        self, queue: str | None = None, states: Iterable[BatchState] | None = None, limit: int = 100
+    ) -> list[BatchView]:
+        """Batches: running ones first, then the line in its order, then paused ones, then the latest finished.
+
+        Args:
+            queue: Only this queue's.
+            states: Only those in one of these states.
+            limit: So many at most.
+        """
+        conditions: list[ColumnElement[bool]] = [true()]
+        if queue is not None:
+            conditions.append(batches.c.queue == queue)
+        if states is not None:
+            conditions.append(batches.c.state.in_([BatchState(state).value for state in states]))
+        with self._database.read() as connection:
+            return read_views(connection, and_(*conditions), limit, self._lease)
+
+    def counts(self, batch_id: str) -> Counts:
+        """The exact counts of a batch's profiles by effective state.
+
+        Raises:
+            UnknownBatchError: There is no batch with this id.
+        """
+        with self._database.read() as connection:
+            found = lookup.resolve(connection, batch_id)
+            return read_many(connection, [found])[found]
+
+    def place_in_line(self, batch_id: str) -> int | None:
+        """0: it runs, 1: it is next; None: it is not in the queue.
+
+        Raises:
+            UnknownBatchError: There is no batch with this id.
+        """
+        with self._database.read() as connection:
+            return line.place_in_line(connection, lookup.resolve(connection, batch_id))
+
+    def results(self, batch_id: str) -> Iterator[ResultLine]:
+        """Every profile with its state and result, in the order of submission, streamed in constant memory.
+
+        Each page is a snapshot of its own: one transaction held open at the pace of a slow reader would be ended by
+        the server, and would keep dead rows from being cleaned. For a finished batch all pages agree.
+
+        Raises:
+            UnknownBatchError: There is no batch with this id, or it was deleted meanwhile.
+        """
+        found = self.resolve(batch_id)
+        return self._stream(found)
+
+    def _stream(self, batch_id: str) -> Iterator[ResultLine]:
+        after: int | None = 0
+        while after is not None:
+            page = self._page(batch_id, after)
+            yield from page.lines
+            after = page.cursor
+
+    def _page(self, batch_id: str, after: int) -> Page:
+        with self._database.read() as connection:
+            return read_page(connection, batch_id, after, _PAGE_ROWS)
+
+    def failures(self, batch_id: str) -> list[FailureGroup]:
+        """Profiles that failed in the batch's present pass, by fingerprint, the largest group first.
+
+        Raises:
+            UnknownBatchError: There is no batch with this id.
+        """
+        with self._database.read() as connection:
+            return read_failures(connection, lookup.resolve(connection, batch_id))
+
+    def history(self, batch_id: str) -> list[HistoryEntry]:
+        """Every transition of a batch, the first first.
+
+        Raises:
+            UnknownBatchError: There is no batch with this id.
+        """
+        with self._database.read() as connection:
+            found = lookup.resolve(connection, batch_id)
+            rows = connection.execute(select(history).where(history.c.batch_id == found).order_by(history.c.id))
+            return [
+                HistoryEntry(
+                    at=row.at,
+                    from_state=BatchState(row.from_state) if row.from_state else None,
+                    to_state=BatchState(row.to_state),
+                    pass_number=row.pass_number,
+                    position=row.position,
+                    generation=row.generation,
+                    reason=row.reason,
+                )
+                for row in rows
+            ]
+
+    def attempts(self, batch_id: str, key: str) -> list[AttemptView]:
+        """Every run of one profile, in all passes, the first first.
+
+        Raises:
+            UnknownBatchError: There is no batch with this id.
+            InvalidInputError: The batch has no profile with this key.
+        """
+        with self._database.read() as connection:
+            return read_attempts(connection, lookup.resolve(connection, batch_id), key)
+
+    def workers(self) -> list[WorkerView]:
+        """Every worker there is, those that were heard last first."""
+        with self._database.read() as connection:
+            return line.read_workers(connection, self._lease)
+
+    def led(self) -> bool:
+        """Whether a live manager leads."""
+        with self._database.read() as connection:
+            return line.moment(connection).led
+
+    def queues(self) -> list[QueueView]:
+        """Every queue, by name, with what is in it."""
+        with self._database.read() as connection:
+            rows = connection.execute(
+                select(queue_table, *_tallies(), func.sum(rates.c.per_second).label("rate"))
+                .select_from(
+                    queue_table.outerjoin(batches, batches.c.queue == queue_table.c.name).outerjoin(
+                        rates, line.fresh_rate() & batches.c.state.in_(line.AT_THE_HEAD)
+                    )
+                )
+                .group_by(queue_table.c.name)
+                .order_by(queue_table.c.name)
+            )
+            return [QueueView(**row._mapping) for row in rows]  # noqa: SLF001 - SQLAlchemy's public name for it
+
+
+def _tallies() -> list[ColumnElement[int]]:
+    ranges = {
+        "queued": (BatchState.QUEUED,),
+        "running": (BatchState.RUNNING, BatchState.STOPPING),
+        "parked": (BatchState.PAUSED,),
+        "finished": tuple(TERMINAL_BATCH_STATES),
+    }
+    return [
+        func.coalesce(func.sum(case((batches.c.state.in_([state.value for state in states]), 1), else_=0)), 0).label(
+            name
+        )
+        for name, states in ranges.items()
+    ]

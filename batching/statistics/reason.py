@@ -1,0 +1,90 @@
+"""Why a batch does not move, decided from facts: no SQL, no clock."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from batching.states import TERMINAL_BATCH_STATES, BatchState, StopTarget
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What the decision needs to know of one batch at one moment."""
+
+    state: BatchState
+    target: StopTarget | None
+    stored: str
+    """The reason that the last verb or move left with the batch."""
+    queue: str
+    handler: str
+    pending: int
+    dispatched: int
+    running: int
+    ahead: int
+    """Batches of its queue that run or stand before it."""
+    queue_paused: bool
+    sealed: bool
+    served: bool
+    """Whether a live worker serves its lane."""
+    led: bool
+    """Whether a live manager leads."""
+    backs_off_until: datetime | None
+    """The end of its pause between passes; None when that is over."""
+    retries_at: datetime | None
+    """When the first of its profiles is due, if all that are left wait for a retry; None otherwise."""
+
+
+def why(facts: Facts) -> str:
+    """One sentence on why the batch does not move, or ended as it did; empty when it moves or all is well."""
+    if facts.state in TERMINAL_BATCH_STATES:
+        return "" if facts.state is BatchState.SUCCEEDED else facts.stored
+    match facts.state:
+        case BatchState.QUEUED:
+            return _why_queued(facts)
+        case BatchState.RUNNING:
+            return _why_running(facts)
+        case BatchState.STOPPING:
+            still = "1 profile still runs" if facts.running == 1 else f"{facts.running:,} profiles still run"
+            return f"stopping: {still}, then {facts.target}"
+        case _:
+            return facts.stored or "paused"
+
+
+def _why_queued(facts: Facts) -> str:
+    if facts.queue_paused:
+        return f"queue {facts.queue} is paused"
+    if facts.backs_off_until is not None:
+        return f"backs off until {moment(facts.backs_off_until)}"
+    if facts.ahead:
+        return "behind 1 batch" if facts.ahead == 1 else f"behind {facts.ahead:,} batches"
+    return _why_nobody(facts)
+
+
+def _why_running(facts: Facts) -> str:
+    unsettled = facts.pending + facts.dispatched + facts.running
+    if not unsettled:
+        return "" if facts.sealed else "open: waits for more profiles, or to be sealed"
+    if not facts.served:
+        return _why_nobody(facts)
+    if facts.dispatched or facts.running:
+        return ""
+    if facts.retries_at is not None:
+        return f"waits for retries until {moment(facts.retries_at)}"
+    return _why_nobody(facts)
+
+
+def _why_nobody(facts: Facts) -> str:
+    if not facts.served:
+        return f"no live worker serves handler {facts.handler} in queue {facts.queue}"
+    if not facts.led:
+        return "no live manager leads the queues; a worker starts one, or `batching manager` does"
+    return ""
+
+
+def moment(at: datetime) -> str:
+    """A moment for people, to the second, in UTC."""
+    return f"{at:%Y-%m-%d %H:%M:%S} UTC"

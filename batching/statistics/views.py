@@ -1,0 +1,210 @@
+"""What the reads return: frozen data, each with `as_json()` for the command line and the dashboard."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, fields
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from batching.states import TERMINAL_BATCH_STATES, BatchState, ProfileState, StopTarget
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+def plain(value: Any) -> Any:
+    """A field's value as JSON has it; moments become ISO 8601 in UTC."""
+    return value.isoformat() if isinstance(value, datetime) else value
+
+
+class _AsJSON:
+    """Gives a dataclass `as_json()`: its fields under their own names, in their order."""
+
+    __slots__ = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """As a JSON object; moments are ISO 8601 texts in UTC."""
+        return {each.name: plain(getattr(self, each.name)) for each in fields(self)}  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, slots=True)
+class BatchView:
+    """One batch as people see it: what was asked for, how far it is, and why it does not move."""
+
+    id: str
+    name: str
+    key: str | None
+    handler: str
+    queue: str
+    state: BatchState
+    pass_number: int
+    """Its turn at the head of the queue, counted from 1; `pass` in JSON."""
+    place: int | None
+    """0 runs, 1 is next; None: not in the queue."""
+    total: int
+    pending: int
+    dispatched: int
+    running: int
+    succeeded: int
+    failed: int
+    skipped: int
+    cancelled: int
+    expired: int
+    rate: float | None
+    """Profiles settled a second, as the leader measured it lately; None when nobody did."""
+    eta_seconds: float | None
+    reason: str
+    """Why it does not move, or why it ended as it did; empty when there is nothing to say."""
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    priority: int
+    target: StopTarget | None
+    sealed: bool
+    max_passes: int
+    duplicates: int
+    """Claims that were refused because the run was over already: harmless."""
+    late: int
+    """Outcomes of runs that were over already: counted, and otherwise ignored."""
+    options: Mapping[str, Any]
+
+    @property
+    def unsettled(self) -> int:
+        """Profiles that have no terminal state yet."""
+        return self.pending + self.dispatched + self.running
+
+    @property
+    def settled(self) -> int:
+        """Profiles that have their terminal state in this pass."""
+        return self.succeeded + self.failed + self.skipped + self.cancelled + self.expired
+
+    @property
+    def terminal(self) -> bool:
+        """Whether the batch has ended."""
+        return self.state in TERMINAL_BATCH_STATES
+
+    @property
+    def percent(self) -> int:
+        """Share of settled profiles, rounded down; never 100 before the batch has ended."""
+        if not self.total:
+            return 100 if self.terminal else 0
+        share = self.settled * 100 // self.total
+        return share if self.terminal else min(share, 99)
+
+    def as_json(self) -> dict[str, Any]:
+        """As a JSON object; `pass_number` is called `pass` there."""
+        named = {"pass" if each.name == "pass_number" else each.name: each.name for each in fields(self)}
+        document = {name: plain(getattr(self, field)) for name, field in named.items()}
+        return document | {"options": dict(self.options), "percent": self.percent}
+
+
+@dataclass(frozen=True, slots=True)
+class ResultLine(_AsJSON):
+    """One profile with its effective state: a line of `results`."""
+
+    key: str
+    state: ProfileState
+    attempts: int
+    """Attempts used in this pass."""
+    result: Any
+    """The decoded JSON that the handler returned; None unless it succeeded."""
+    error: dict[str, str] | None
+    """`type`, `message` and `fingerprint` of what ended it; None when nothing went wrong."""
+
+
+@dataclass(frozen=True, slots=True)
+class FailureGroup(_AsJSON):
+    """Failed profiles of one batch that failed for the same reason."""
+
+    fingerprint: str
+    type: str
+    message: str
+    """Of the first of them."""
+    count: int
+    keys: tuple[str, ...]
+    """Up to five of them, in the order of submission."""
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryEntry(_AsJSON):
+    """One transition of a batch."""
+
+    at: datetime
+    from_state: BatchState | None
+    to_state: BatchState
+    pass_number: int
+    position: int
+    generation: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptView(_AsJSON):
+    """One run of one profile, and how it ended."""
+
+    run: int
+    pass_number: int
+    attempt: int
+    outcome: str
+    """`running`, `retried`, `lost`, `given back`, or the terminal state that it reached."""
+    worker_id: str | None
+    started_at: datetime | None
+    ended_at: datetime | None
+    error: dict[str, str] | None
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerView(_AsJSON):
+    """One worker process, as it announced itself."""
+
+    id: str
+    hostname: str
+    pid: int
+    pool: str
+    slots: int
+    handlers: tuple[str, ...]
+    queues: tuple[str, ...]
+    """`*` stands for every queue."""
+    version: str
+    draining: bool
+    """It was told to stop and takes nothing new."""
+    started_at: datetime
+    heartbeat_at: datetime
+    silent_seconds: float
+    """Since its last heartbeat, by the database's clock."""
+    live: bool
+    """Not silent for longer than two leases."""
+    running: int
+    """Profiles that it runs."""
+
+    def serves(self, queue: str, handler: str) -> bool:
+        """Whether it takes new profiles of this lane."""
+        open_for_work = self.live and not self.draining
+        return open_for_work and handler in self.handlers and ("*" in self.queues or queue in self.queues)
+
+
+@dataclass(frozen=True, slots=True)
+class QueueView(_AsJSON):
+    """One queue, its settings and what is in it."""
+
+    name: str
+    max_running: int
+    paused: bool
+    created_at: datetime
+    queued: int
+    running: int
+    """Batches at the head of the line, those that are stopping included."""
+    parked: int
+    """Paused batches: not in line."""
+    finished: int
+    rate: float | None
+    """Profiles settled a second by its running batches; None when nobody measured."""
+
+
+def short_error(stored: str | None) -> dict[str, str] | None:
+    """A stored error as people see it: without its traceback."""
+    if not stored:
+        return None
+    error = json.loads(stored)
+    return {name: str(error.get(name, "")) for name in ("type", "message", "fingerprint")}

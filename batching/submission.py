@@ -1,0 +1,150 @@
+"""Submit: a stream of profiles becomes a batch, in bounded memory, once per key, and never halfway."""
+
+from __future__ import annotations
+
+import time
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from batching.errors import BatchingError, InvalidInputError
+from batching.handlers import HANDLER_NAME
+from batching.intake import Limits, Source, check_key, from_iterable
+from batching.moves.submission import LOADING_LEASE, DuplicateKeyError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from sqlalchemy import Connection
+
+    from batching.interfaces import BatchReceipt, BatchSpec, ProfileInput
+    from batching.state_manager import BatchStateManager
+
+#: Profiles and bytes of payload in one chunk: large enough for a fast insert, small enough for flat memory.
+CHUNK_PROFILES = 2_000
+CHUNK_BYTES = 4_000_000
+
+_NAME_LIMIT = 255
+_QUEUE_LIMIT = 64
+
+
+def submit(state_manager: BatchStateManager, spec: BatchSpec, profiles: Iterable[Any], limits: Limits) -> BatchReceipt:
+    """Write a batch in chunks, each its own transaction, then seal it; whatever fails, nothing of it is left.
+
+    A key that another producer is loading right now is waited for: its batch is sealed, or its lease lapses.
+    """
+    check_spec(spec, limits)
+    receipt = _create_or_wait(state_manager, spec)
+    if not receipt.created:
+        return receipt
+    source = _as_source(profiles, limits)
+    try:
+        for chunk in _chunks(source):
+            _add(state_manager, receipt.id, chunk, source)
+        total = state_manager.seal(receipt.id)
+    except BaseException:
+        _clean_up(state_manager, receipt.id)
+        raise
+    return receipt._replace(total=total)
+
+
+def submit_within(
+    state_manager: BatchStateManager,
+    spec: BatchSpec,
+    profiles: Iterable[Any],
+    limits: Limits,
+    connection: Connection,
+) -> BatchReceipt:
+    """Write a batch inside the caller's transaction: it exists if and only if that commits.
+
+    A savepoint around it all keeps the caller's transaction usable when the submission is refused.
+    """
+    check_spec(spec, limits)
+    with connection.begin_nested():
+        receipt = state_manager.create_batch(spec, connection)
+        if not receipt.created:
+            return receipt
+        source = _as_source(profiles, limits)
+        for chunk in _chunks(source):
+            _add(state_manager, receipt.id, chunk, source, connection)
+        return receipt._replace(total=state_manager.seal(receipt.id, connection))
+
+
+def check_spec(spec: BatchSpec, limits: Limits) -> None:
+    """Refuse what no batch can be called.
+
+    Raises:
+        InvalidInputError: The message names the field, what was found, and what it may be.
+    """
+    if not isinstance(spec.handler, str) or not HANDLER_NAME.fullmatch(spec.handler):
+        raise InvalidInputError(
+            f"cannot submit to the handler {spec.handler!r}: a handler's name has letters, digits, '_', '-' and '.'"
+        )
+    if not isinstance(spec.queue, str) or not HANDLER_NAME.fullmatch(spec.queue) or len(spec.queue) > _QUEUE_LIMIT:
+        raise InvalidInputError(
+            f"cannot submit to the queue {spec.queue!r}: a queue's name has letters, digits, '_', '-' and '.', at most "
+            f"{_QUEUE_LIMIT}"
+        )
+    if not spec.name or len(spec.name) > _NAME_LIMIT or not spec.name.isprintable():
+        raise InvalidInputError(
+            f"cannot submit a batch named {spec.name[:80]!r}: a name has 1 to {_NAME_LIMIT} printable characters"
+        )
+    if isinstance(spec.priority, bool) or not isinstance(spec.priority, int) or abs(spec.priority) > 1_000_000:
+        raise InvalidInputError(f"cannot submit with priority {spec.priority!r}: it is a whole number up to 1,000,000")
+    if spec.key is not None:
+        check_key(spec.key, limits, "the batch key")
+
+
+def _create_or_wait(state_manager: BatchStateManager, spec: BatchSpec) -> BatchReceipt:
+    patience = time.monotonic() + 2 * LOADING_LEASE
+    while True:
+        receipt = state_manager.create_batch(spec)
+        if receipt.created or receipt.total >= 0:
+            return receipt
+        if time.monotonic() > patience:
+            raise InvalidInputError(
+                f"cannot submit with the key {spec.key!r}: another producer has been loading a batch with this key for "
+                f"over {2 * LOADING_LEASE:g} s; wait for it, or choose another key"
+            )
+        state_manager.sweep_abandoned()
+        time.sleep(0.2)
+
+
+def _as_source(profiles: Iterable[Any], limits: Limits) -> Source:
+    return profiles if isinstance(profiles, Source) else from_iterable(profiles, limits)
+
+
+def _chunks(source: Iterator[ProfileInput]) -> Iterator[list[ProfileInput]]:
+    chunk: list[ProfileInput] = []
+    size = 0
+    while batch := list(islice(source, 100)):
+        chunk += batch
+        size += sum(len(each.payload) for each in batch)
+        if len(chunk) >= CHUNK_PROFILES or size >= CHUNK_BYTES:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
+
+
+def _add(
+    state_manager: BatchStateManager,
+    batch_id: str,
+    chunk: list[ProfileInput],
+    source: Source,
+    connection: Connection | None = None,
+) -> None:
+    try:
+        state_manager.add_profiles(batch_id, chunk, connection)
+    except DuplicateKeyError as error:
+        raise InvalidInputError(
+            f"the key {error.key!r} stands twice: at {source.describe(error.first)} and at "
+            f"{source.describe(error.second)}; every profile of a batch has a key of its own"
+        ) from None
+
+
+def _clean_up(state_manager: BatchStateManager, batch_id: str) -> None:
+    """When even this fails (the database is away), the batch's lease lapses and the sweep deletes it."""
+    try:
+        state_manager.abandon(batch_id)
+    except BatchingError:
+        return

@@ -1,0 +1,219 @@
+"""Server and worker of one command on one machine: what `demo`, `run` and `up` start, watch and stop.
+
+Both are tied to this process (`workers/tether.py`), so that nothing stays behind after kill -9, and both stand in
+sessions of their own, so that a Ctrl-C in the terminal reaches only this process, which stops them in their order.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import sysconfig
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import batching
+from batching import migration
+from batching.database import Database
+from batching.errors import BatchingError, ConfigurationError
+from workers.embedded import EmbeddedServer, embedded_urls, find_running
+from workers.tether import Tether
+
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Self
+
+    from batching.settings import Settings
+
+#: Seconds beyond the drain that a worker gets to settle, say goodbye and end, before it is killed.
+_AFTER_DRAIN: Final = 10.0
+_TAIL_LINES: Final = 25
+_TAIL_BYTES: Final = 16_384
+
+
+class WorkerEndedError(BatchingError):
+    """The worker that this command started is not running any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerPlan:
+    """The worker to start.
+
+    Args:
+        concurrency: Pool slots; None for one per processor.
+        pool: Celery's name of the pool.
+        handlers: Modules that it imports for their marks.
+        queues: Queues that it serves; `*` for all.
+        loglevel: Celery's log level, for the worker's log file.
+    """
+
+    concurrency: int | None = None
+    pool: str = "prefork"
+    handlers: tuple[str, ...] = ()
+    queues: tuple[str, ...] = ("*",)
+    loglevel: str = "WARNING"
+
+    def command(self) -> list[str]:
+        """Program and arguments, for this very interpreter."""
+        # -P and workers/__main__.py: no file in the current directory can pose as one of ours.
+        words = [sys.executable, "-P", "-m", "workers", "--quiet", "worker", "--pool", self.pool]
+        # Its own name: a second worker of the same name on this machine would make remote control ambiguous.
+        words += ["--loglevel", self.loglevel, "--hostname", f"batching-{os.getpid()}@%h"]
+        return words if self.concurrency is None else [*words, "--concurrency", str(self.concurrency)]
+
+
+class LocalServices:
+    """An embedded server for whatever has no URL, and one worker with its manager.
+
+    Args:
+        settings: Where the URLs come from, and the home folder; a URL that is set is used, not replaced.
+        plan: The worker to start.
+    """
+
+    def __init__(self, settings: Settings, plan: WorkerPlan) -> None:
+        self.home = settings.home.absolute()
+        self.log = self.home / "worker.log"
+        self.database_url = settings.database_url or embedded_urls(self.home).database_url
+        self._owns_database = settings.database_url is None
+        self._settings = settings
+        self._plan = plan
+        self._broker_url = settings.broker_url
+        self._server: EmbeddedServer | None = None
+        self._worker: Tether | None = None
+
+    @property
+    def broker_url(self) -> str:
+        """URL of the broker that the worker uses.
+
+        Raises:
+            ConfigurationError: Nothing was started yet.
+        """
+        if self._broker_url is None:
+            raise ConfigurationError(f"there is no broker in {self.home} yet: the local services are not started")
+        return self._broker_url
+
+    def __enter__(self) -> Self:
+        self.prepare()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def prepare(self) -> None:
+        """Start the server and prepare the store: from here on batches can be submitted.
+
+        Raises:
+            BatchingError: One of them cannot be had; what was started is stopped.
+        """
+        self._make_home()
+        try:
+            self._start_server()
+            self._prepare_store()
+        except BaseException:
+            self.stop()
+            raise
+
+    def start_worker(self) -> None:
+        """Start the worker, which starts its manager. Returns while it still boots; `check` tells when that fails.
+
+        Only after `prepare`: a worker checks the schema when it boots, and does not come up without it.
+        """
+        self._worker = Tether(
+            self._plan.command(),
+            log=self.log,
+            grace=self._settings.drain_timeout + _AFTER_DRAIN,
+            environment=self._environment(),
+        )
+
+    def check(self) -> None:
+        """Look after what runs: a server that died is started again, under the same URL.
+
+        Raises:
+            WorkerEndedError: The worker ended; the message has the end of its log.
+            BrokerUnavailableError: The server does not start again.
+        """
+        if self._server is not None:
+            self._server.start()
+        if self._worker is not None and self._worker.ended:
+            raise WorkerEndedError(
+                f"the worker ended with code {self._worker.wait()}; its log {self.log} ends so:\n{self.log_tail()}"
+            )
+
+    def stop(self) -> None:
+        """Stop everything and wait until it is gone. Safe to call twice. A Ctrl-C meanwhile kills the worker.
+
+        The worker goes first: while it drains it settles what it ran and gives back the rest, and it can end its own
+        conversation with the server. Nobody is then left who would miss the server.
+        """
+        try:
+            if self._worker is not None:
+                self._stop_worker(self._worker)
+        finally:
+            if self._server is not None:
+                self._server.stop()
+
+    def log_tail(self) -> str:
+        """The last lines of the worker's log."""
+        with contextlib.suppress(OSError), self.log.open("rb") as stream:
+            stream.seek(max(0, os.fstat(stream.fileno()).st_size - _TAIL_BYTES))
+            return "\n".join(stream.read().decode(errors="replace").splitlines()[-_TAIL_LINES:])
+        return "(no log)"
+
+    @staticmethod
+    def _stop_worker(worker: Tether) -> None:
+        try:
+            worker.stop()
+        except KeyboardInterrupt:
+            # The whole group: watcher, worker and pool. The sweep finds what it ran, and gives it back.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(worker.watcher_pid, signal.SIGKILL)
+            worker.wait()
+            raise
+
+    def _make_home(self) -> None:
+        try:
+            self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigurationError(
+                f"cannot use {self.home} as home folder: {error}; set BATCHING_HOME to a folder that you can write"
+            ) from None
+
+    def _start_server(self) -> None:
+        if self._broker_url is None:
+            # `batching up` may run in this folder: then its server is the one to share.
+            self._broker_url = find_running(self.home)
+        if self._broker_url is None:
+            self._server = EmbeddedServer(self.home)
+            self._server.start()
+            self._broker_url = self._server.url
+
+    def _prepare_store(self) -> None:
+        database = Database(self.database_url, pooled=False)
+        try:
+            # A database that somebody configured is migrated when they say so (`batching db upgrade`), not in passing.
+            (migration.upgrade if self._owns_database else migration.check)(database)
+        finally:
+            database.close()
+
+    def _environment(self) -> dict[str, str]:
+        environment = {
+            **os.environ,
+            "BATCHING_DATABASE_URL": self.database_url,
+            "BATCHING_BROKER_URL": self.broker_url,
+            "BATCHING_HANDLERS": ",".join(self._plan.handlers),
+            "BATCHING_QUEUES": ",".join(self._plan.queues),
+            "BATCHING_HOME": str(self.home),
+            # One machine, one worker: without its manager nothing would move.
+            "BATCHING_MANAGER": "1",
+            "PYTHONUNBUFFERED": "1",
+        }
+        root = str(Path(batching.__file__).parent.parent)
+        if root not in {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}:
+            # A checkout that is not installed: `-P` hides the current directory, so it has to be named.
+            environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+        return environment

@@ -1,0 +1,275 @@
+"""Profiles -> Celery task messages, in bulk. Needs redis-py alone, so that the manager's process stays light.
+
+A message says only "this run is yours to claim": ids and labels for people, never a payload. It is a Celery protocol-2
+message in kombu's Redis envelope (https://docs.celeryq.dev/en/stable/internals/protocol.html,
+kombu/transport/virtual/base.py `prepare_message`), built by hand: kombu's own path takes over 200 microseconds each.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import uuid
+from base64 import b64encode
+from contextlib import contextmanager
+from json.encoder import encode_basestring_ascii as quoted
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from batching.errors import BrokerUnavailableError, ConfigurationError
+from batching.settings import mask_url
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from batching.interfaces import Dispatch, Lane
+
+#: Dispatches in one round trip: larger chunks are not faster, and hold the server's one thread for longer.
+CHUNK: Final = 500
+#: BLMPOP came with this version; Valkey's first release is 7.2.
+OLDEST_SERVER: Final = (7, 0)
+
+_TCP_SCHEMES = {"redis": False, "valkey": False, "rediss": True, "valkeys": True}
+_SOCKET_SCHEMES = {"redis+socket", "valkey+socket", "unix"}
+
+
+def redis_client(url: str, *, timeout: float = 5.0, connect_timeout: float = 2.0) -> redis.Redis:
+    """A client for a broker URL as kombu writes it. Connects on first use, never retries by itself.
+
+    Args:
+        url: `redis://`, `rediss://` or `redis+socket:///path?virtual_host=N` (also `unix://`).
+        timeout: Seconds for one answer.
+        connect_timeout: Seconds for a connection.
+
+    Raises:
+        ConfigurationError: The URL is not one of a Redis or Valkey server.
+    """
+    options = _address(url) | {
+        "socket_timeout": timeout,
+        "socket_connect_timeout": connect_timeout,
+        # Whoever calls decides when to try again: a hidden retry would hold a worker's event loop.
+        "retry": Retry(NoBackoff(), 0),
+        "protocol": 2,
+        "health_check_interval": 0,
+    }
+    return redis.Redis(connection_pool=redis.ConnectionPool(**options))
+
+
+def _address(url: str) -> dict[str, Any]:
+    parts = urlsplit(url)
+    query = dict(parse_qsl(parts.query))
+    scheme = parts.scheme.lower()
+    options: dict[str, Any] = {
+        "username": unquote(parts.username) if parts.username else None,
+        "password": unquote(parts.password) if parts.password else None,
+    }
+    if scheme in _SOCKET_SCHEMES:
+        database = query.get("virtual_host") or query.get("db") or "0"
+        options |= {"connection_class": redis.UnixDomainSocketConnection, "path": unquote(parts.path)}
+    elif scheme in _TCP_SCHEMES:
+        database = parts.path.strip("/") or query.get("virtual_host") or query.get("db") or "0"
+        options |= {"host": parts.hostname or "localhost", "port": parts.port or 6379, "socket_keepalive": True}
+        if _TCP_SCHEMES[scheme]:
+            options |= {"connection_class": redis.SSLConnection} | _tls(query)
+    else:
+        raise ConfigurationError(
+            f"cannot use the broker {mask_url(url)!r} for lanes: they need Redis or Valkey; set BATCHING_BROKER_URL "
+            "to redis://host:6379/0, rediss://… or redis+socket:///path?virtual_host=0"
+        )
+    if not database.isdigit():
+        raise ConfigurationError(f"cannot read the broker URL {mask_url(url)!r}: {database!r} is not a database number")
+    return options | {"db": int(database)}
+
+
+def _tls(query: dict[str, str]) -> dict[str, Any]:
+    options: dict[str, Any] = {key: value for key, value in query.items() if key.startswith("ssl_")}
+    # kombu also takes the names of the ssl module's constants.
+    required = options.get("ssl_cert_reqs", "required").removeprefix("CERT_").lower()
+    return options | {"ssl_cert_reqs": required}
+
+
+def lane_key(prefix: str, lane: Lane) -> str:
+    """The Redis list that carries a lane."""
+    return f"{prefix}lane:{lane.queue}:{lane.handler}"
+
+
+def labels(batch_id: str, key: str, attempt: int, pass_number: int) -> str:
+    """`kwargsrepr` of a run: what Flower shows, and searches as `kwargs:batch=…`; it reads a Python literal."""
+    return repr({"batch": batch_id, "profile": key, "attempt": attempt, "pass": pass_number})
+
+
+_EMBED = '{"callbacks": null, "errbacks": null, "chain": null, "chord": null}'
+
+
+def message(dispatch: Dispatch, key: str, origin: str) -> str:
+    """One task message.
+
+    Args:
+        dispatch: The run that it offers.
+        key: The list that it goes to; kombu's redelivery would put it back there.
+        origin: Who published it, for people.
+    """
+    run = dispatch.run
+    task_id = run.task_id
+    body = f'[[], {{"batch": "{run.batch_id}", "number": {run.number}, "run": {run.run}}}, {_EMBED}]'
+    shown = labels(run.batch_id, dispatch.key, dispatch.attempt, dispatch.pass_number)
+    alone = ', "alone": true' if dispatch.alone else ""
+    return (
+        f'{{"body": "{b64encode(body.encode()).decode()}", "content-encoding": "utf-8", '
+        f'"content-type": "application/json", "headers": {{"lang": "py", "task": {quoted(dispatch.lane.handler)}, '
+        f'"id": "{task_id}", "shadow": null, "eta": null, "expires": null, "group": null, "group_index": null, '
+        f'"retries": {dispatch.attempt - 1}, "timelimit": [null, null], "root_id": "{run.batch_id}", '
+        f'"parent_id": null, "argsrepr": "()", "kwargsrepr": {quoted(shown)}, "origin": {quoted(origin)}, '
+        f'"ignore_result": true, "replaced_task_nesting": 0, "stamped_headers": null, "stamps": {{}}{alone}}}, '
+        f'"properties": {{"correlation_id": "{task_id}", "reply_to": "", "delivery_mode": 2, '
+        f'"delivery_info": {{"exchange": "", "routing_key": {quoted(key)}}}, "priority": 0, '
+        f'"body_encoding": "base64", "delivery_tag": "{task_id}"}}}}'
+    )
+
+
+class RedisPublisher:
+    """The border to the broker. Nothing it does is trusted with more than a hint: SQL has it all.
+
+    Args:
+        broker_url: Where the lanes are; see `redis_client`.
+        key_prefix: Put before every key.
+        timeout: Seconds for one answer.
+    """
+
+    def __init__(self, broker_url: str, key_prefix: str = "batching:", *, timeout: float = 5.0) -> None:
+        self.url = broker_url
+        self.key_prefix = key_prefix
+        self._timeout = timeout
+        self._origin = f"{os.getpid()}@{socket.gethostname()}"
+        self.client = redis_client(broker_url, timeout=timeout)
+
+    def publish(self, dispatches: Sequence[Dispatch]) -> None:
+        """Publish one task message per dispatch, in their order; call it after the commit.
+
+        Raises:
+            BrokerUnavailableError: Some may be published and some not; publishing all of them again is harmless.
+        """
+        with self._reaching(f"publish {len(dispatches)} messages to"):
+            for start in range(0, len(dispatches), CHUNK):
+                self._push(dispatches[start : start + CHUNK])
+
+    def _push(self, dispatches: Sequence[Dispatch]) -> None:
+        lists: dict[str, list[str]] = {}
+        for dispatch in dispatches:
+            key = lane_key(self.key_prefix, dispatch.lane)
+            lists.setdefault(key, []).append(message(dispatch, key, self._origin))
+        with self.client.pipeline(transaction=False) as pipeline:
+            for key, messages in lists.items():
+                pipeline.lpush(key, *messages)
+            pipeline.execute()
+
+    def put_back(self, messages: Iterable[tuple[str, bytes]]) -> None:
+        """Return popped messages that nobody claimed to the ends of their lists that are popped next.
+
+        Args:
+            messages: Pairs of list key and message as it was popped.
+        """
+        lists: dict[str, list[bytes]] = {}
+        for key, raw in messages:
+            lists.setdefault(key, []).append(raw)
+        with self._reaching("put messages back to"), self.client.pipeline(transaction=False) as pipeline:
+            for key, raws in lists.items():
+                pipeline.rpush(key, *reversed(raws))
+            pipeline.execute()
+
+    def lengths(self, lanes: Iterable[Lane]) -> dict[Lane, int]:
+        """Messages that wait in each lane's list.
+
+        Raises:
+            BrokerUnavailableError: The broker did not answer.
+        """
+        asked = list(lanes)
+        with self._reaching("measure lanes at"), self.client.pipeline(transaction=False) as pipeline:
+            for lane in asked:
+                pipeline.llen(lane_key(self.key_prefix, lane))
+            return dict(zip(asked, pipeline.execute(), strict=True))
+
+    def incarnation(self) -> str:
+        """Changes when the broker restarted or was flushed: its run id, and a canary key that FLUSHALL removes.
+
+        Raises:
+            BrokerUnavailableError: The broker did not answer.
+        """
+        fresh = uuid.uuid4().hex
+        with self._reaching("ask for the incarnation of"):
+            found = self.client.set(f"{self.key_prefix}canary", fresh, nx=True, get=True)
+            info: dict[str, Any] = self.client.info("server")  # type: ignore[assignment]
+        canary = found.decode() if isinstance(found, bytes) else fresh
+        return f"{info['run_id']}:{canary}"
+
+    def discard(self, lane: Lane) -> None:
+        """Drop what waits in a lane that nobody serves any more; harmless, since SQL has it all.
+
+        Raises:
+            BrokerUnavailableError: The broker did not answer.
+        """
+        with self._reaching("discard a lane at"):
+            self.client.delete(lane_key(self.key_prefix, lane))
+
+    def hint(self) -> None:
+        """Wake the leader, if it waits. Rings that nobody hears do not pile up.
+
+        Raises:
+            BrokerUnavailableError: The broker did not answer.
+        """
+        key = f"{self.key_prefix}hint"
+        with self._reaching("ring at"), self.client.pipeline(transaction=False) as pipeline:
+            pipeline.lpush(key, "1")
+            pipeline.ltrim(key, 0, 0)
+            pipeline.execute()
+
+    def wait_hint(self, timeout: float) -> bool:
+        """Wait for a hint.
+
+        Args:
+            timeout: Seconds, at most half of the client's own time-out.
+
+        Returns:
+            True when one came, False when the time is over.
+
+        Raises:
+            BrokerUnavailableError: The broker did not answer.
+        """
+        patience = max(0.01, min(timeout, self._timeout / 2))
+        with self._reaching("wait for a hint of"):
+            return self.client.blpop([f"{self.key_prefix}hint"], timeout=patience) is not None
+
+    def check(self) -> None:
+        """Look whether the server is one that lanes can use.
+
+        Raises:
+            ConfigurationError: It is too old.
+            BrokerUnavailableError: It did not answer.
+        """
+        with self._reaching("check"):
+            info: dict[str, Any] = self.client.info("server")  # type: ignore[assignment]
+        version = str(info.get("valkey_version") or info.get("redis_version") or "0.0")
+        numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
+        if numbers < OLDEST_SERVER:
+            raise ConfigurationError(
+                f"cannot use the broker {mask_url(self.url)}: it is version {version}, and lanes need "
+                f"{'.'.join(map(str, OLDEST_SERVER))} or newer (BLMPOP); upgrade it, or take a current Valkey"
+            )
+
+    def close(self) -> None:
+        """Close the connections. Safe to call twice."""
+        self.client.close()
+
+    @contextmanager
+    def _reaching(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except (redis.RedisError, OSError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise BrokerUnavailableError(
+                f"cannot {what} {mask_url(self.url)}: {reason}; check that it runs and that BATCHING_BROKER_URL names it"
+            ) from error

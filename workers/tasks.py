@@ -1,0 +1,93 @@
+"""Binds `profile_handler` marks to Celery tasks. Thin: no SQL, no decisions."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+from batching.errors import ConfigurationError
+from workers.tracing import perform
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from celery import Celery
+
+    from batching.handlers import Handler, Profile
+
+#: Task options that would act behind the queue's back, and what to use in their place.
+_REFUSED: Final = {
+    "autoretry_for": "a batch retries by itself; use BatchOptions(max_attempts=…)",
+    "max_retries": "a batch retries by itself; use BatchOptions(max_attempts=…)",
+    "retry_backoff": "use BatchOptions(retry_backoff=…)",
+    "bind": "a handler takes a Profile",
+    "rate_limit": "lanes are not rate limited by Celery",
+    "expires": "messages are hints; give the batch a deadline",
+    "ignore_result": "results are kept in SQL",
+}
+
+
+def bind(app: Celery, handlers: Iterable[Handler]) -> dict[str, Any]:
+    """Register handlers as tasks of an app; those that it has already stay.
+
+    Returns:
+        The tasks by name.
+
+    Raises:
+        ConfigurationError: An option cannot pass through, or a task of the app's own has the name.
+    """
+    return {handler.name: _bound(app, handler) for handler in handlers}
+
+
+def check_limits(handlers: Iterable[Handler], pool: str) -> None:
+    """Time limits need a child process that can be killed.
+
+    Raises:
+        ConfigurationError: A handler has one and the pool does not fork; names both.
+    """
+    for handler in handlers:
+        for option in ("time_limit", "soft_time_limit"):
+            if pool != "prefork" and handler.options.get(option) is not None:
+                raise ConfigurationError(
+                    f"cannot serve handler {handler.name} in the {pool} pool: its {option} needs child processes that "
+                    "can be interrupted; start the worker with --pool=prefork, or drop the option"
+                )
+
+
+def _bound(app: Celery, handler: Handler) -> Any:
+    known: Any = app.tasks.get(handler.name)
+    if known is not None:
+        if getattr(known, "batching_handler", None) is None:
+            raise ConfigurationError(
+                f"cannot bind handler {handler.name}: the application has a task of that name; "
+                "give the handler another with @profile_handler(name=…)"
+            )
+        return known
+    for option, remedy in _REFUSED.items():
+        if option in handler.options:
+            raise ConfigurationError(f"cannot bind handler {handler.name}: option {option!r} has no use here; {remedy}")
+    options = dict(handler.options) | {
+        "name": handler.name,
+        # The outcome goes to SQL; whatever backend the application has is not ours to fill.
+        "ignore_result": True,
+        "store_errors_even_if_ignored": False,
+        # A message was popped for good when the run was claimed; there is nothing to acknowledge.
+        "acks_late": False,
+        "reject_on_worker_lost": False,
+        "max_retries": 0,
+        "batching_handler": handler.name,
+    }
+    return app.task(**options)(_body(handler.name, handler.function))
+
+
+def _body(name: str, function: Callable[[Profile], Any]) -> Callable[..., Any]:
+    run = partial(perform, name, function)
+
+    def body(**ids: Any) -> Any:
+        del ids  # they name the run for people; what runs is what was claimed
+        return run()
+
+    body.__name__ = name.rsplit(".", 1)[-1]
+    body.__doc__ = getattr(function, "__doc__", None)
+    body.__module__ = getattr(function, "__module__", __name__)
+    return body

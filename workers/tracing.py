@@ -1,0 +1,255 @@
+"""Our trace function: runs in the pool, around Celery's own tracer, and returns a bounded and encoded outcome.
+
+Celery's stock trace function returns a repr cut at 1,024 characters and puts the handler's return value into logs and
+events. Ours hands the tracer an object whose repr is a size; the value itself leaves the child as JSON text only.
+"""
+
+from __future__ import annotations
+
+import json
+from contextvars import ContextVar
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from billiard.common import terminate_handler_fired
+from celery import current_app
+from celery.app.trace import build_tracer
+from celery.exceptions import Retry
+
+from batching.errors import (
+    BatchingError,
+    FailBatch,
+    ResultNotJSONError,
+    ResultTooLargeError,
+    RetryProfile,
+    SkipProfile,
+)
+from batching.handlers import Profile
+from batching.interfaces import Ending, ErrorInfo, Outcome
+from workers.failures import describe, told, type_name
+from workers.publisher import labels
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+
+
+class Assignment(NamedTuple):
+    """What a pool child gets of a run: plain data, small to pickle. The payload is nowhere else in the worker."""
+
+    handler: str
+    batch_id: str
+    number: int
+    run: int
+    key: str
+    payload: str
+    attempt: int
+    pass_number: int
+    result_limit: int
+    hostname: str
+
+    @property
+    def task_id(self) -> str:
+        """The Celery task id of the run."""
+        return f"{self.batch_id}.{self.number}.{self.run}"
+
+
+#: Ending, result, error, delay, seconds that it ran.
+Answer = tuple[str, str | None, tuple[str, str, str, str] | None, float | None, float]
+
+
+class _Size:
+    """Stands for a result in logs, events and signals."""
+
+    __slots__ = ("_text",)
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def __repr__(self) -> str:
+        return self._text
+
+
+class ContainedError(BatchingError):
+    """A handler raised something that would have ended the process; the profile fails instead."""
+
+
+class _Call:
+    """One execution of a handler, and what came of it."""
+
+    __slots__ = ("assignment", "begun", "outcome")
+
+    def __init__(self, assignment: Assignment) -> None:
+        self.assignment = assignment
+        self.begun = False
+        self.outcome: Outcome | None = None
+
+    def perform(self, function: Callable[[Profile], Any]) -> _Size:
+        """Call the handler inside Celery's tracer; leaves the outcome behind, whatever happens."""
+        self.begun = True
+        try:
+            text = encode(self.assignment, function(self._profile()))
+        except SkipProfile as skip:
+            self.outcome = Outcome(Ending.SKIPPED, error=ErrorInfo("SkipProfile", str(skip)[:2000], "skipped"))
+            return _Size("<skipped>")
+        except RetryProfile as again:
+            info = describe(again, None)
+            self.outcome = Outcome(Ending.RETRY, error=info, delay=again.delay)
+            raise Retry(info.message, when=again.delay) from None
+        except Exception as error:
+            ending = Ending.FAILED_BATCH if isinstance(error, FailBatch) else Ending.FAILED
+            self.outcome = Outcome(ending, error=describe(error, _from_handler(error)))
+            raise
+        except BaseException as error:
+            # Ours to contain, unless it is this child's own end: a signal's SystemExit unwinds through the handler.
+            if terminate_handler_fired():
+                raise
+            self.outcome = Outcome(Ending.FAILED, error=describe(error, _from_handler(error)))
+            raise ContainedError(f"handler {self.assignment.handler} raised {type_name(error)}") from None
+        self.outcome = Outcome(Ending.SUCCEEDED, result=text)
+        return _Size(f"<{len(text.encode())} bytes>")
+
+    def _profile(self) -> Profile:
+        given = self.assignment
+        return Profile(
+            key=given.key,
+            payload=json.loads(given.payload),
+            batch_id=given.batch_id,
+            attempt=given.attempt,
+            run=given.run,
+            pass_number=given.pass_number,
+            idempotency_key=f"{given.batch_id}.{given.number}",
+        )
+
+
+#: The call in progress in this thread or greenlet: the task's own arguments are ids only.
+_call: ContextVar[_Call | None] = ContextVar("batching_call", default=None)
+
+_DIRECT: Final = (
+    "cannot run task {name} by itself: it processes the profiles of a batch; "
+    "submit one with batching.queue_manager, or `batching submit {name} FILE`"
+)
+
+
+def perform(name: str, function: Callable[[Profile], Any]) -> Any:
+    """The body of a handler's Celery task.
+
+    Raises:
+        BatchingError: Somebody called the task instead of submitting a batch.
+    """
+    call = _call.get()
+    if call is None or call.begun:
+        raise BatchingError(_DIRECT.format(name=name))
+    return call.perform(function)
+
+
+def encode(assignment: Assignment, value: Any) -> str:
+    """A handler's return value as JSON text.
+
+    Raises:
+        ResultNotJSONError: JSON cannot express it.
+        ResultTooLargeError: It is over the limit.
+    """
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ResultNotJSONError(
+            f"handler {assignment.handler} returned a {type(value).__name__} that is not JSON ({error}); return "
+            "dictionaries with text keys, lists, text, finite numbers, booleans or None"
+        ) from None
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError:
+        # A lone surrogate: JSON can escape it, a database's text cannot hold it.
+        text = json.dumps(value, allow_nan=False, separators=(",", ":"))
+        size = len(text)
+    if size > assignment.result_limit:
+        raise ResultTooLargeError(
+            f"handler {assignment.handler} returned {size:,} bytes, over the limit of {assignment.result_limit:,}; "
+            "store it elsewhere and return where, or raise BATCHING_RESULT_LIMIT"
+        )
+    return text
+
+
+def request_context(assignment: Assignment) -> dict[str, Any]:
+    """The request of a run, as `current_task.request`, signals and Flower see it: ids and labels, no payload."""
+    given = assignment
+    task_id = given.task_id
+    return {
+        "lang": "py",
+        "task": given.handler,
+        "id": task_id,
+        "root_id": given.batch_id,
+        "parent_id": None,
+        "correlation_id": task_id,
+        "reply_to": "",
+        "retries": given.attempt - 1,
+        "timelimit": [None, None],
+        "eta": None,
+        "expires": None,
+        "group": None,
+        "ignore_result": True,
+        "is_eager": False,
+        "argsrepr": "()",
+        "kwargsrepr": labels(given.batch_id, given.key, given.attempt, given.pass_number),
+        "hostname": given.hostname,
+        "delivery_info": {"exchange": "", "routing_key": given.handler, "priority": 0, "redelivered": False},
+        "properties": {},
+        "args": (),
+        "kwargs": {"batch": given.batch_id, "number": given.number, "run": given.run},
+        "callbacks": None,
+        "errbacks": None,
+        "chain": None,
+        "chord": None,
+    }
+
+
+def trace_run(*given: Any) -> Answer:
+    """Run one assignment through Celery's tracer. Never raises, but for the end of this very process.
+
+    Args:
+        *given: The fields of an `Assignment`, in order.
+
+    Returns:
+        How it ended, as plain data.
+    """
+    assignment = Assignment(*given)
+    call = _Call(assignment)
+    token = _call.set(call)
+    started = monotonic()
+    try:
+        trouble = _traced(assignment)
+    except BaseException as error:
+        if terminate_handler_fired():
+            raise
+        # Such as a time limit's exception that struck between the handler and this line.
+        trouble = describe(error, error.__traceback__)
+    finally:
+        _call.reset(token)
+    outcome = call.outcome or Outcome(Ending.FAILED, error=trouble or told("NoOutcome", "Celery did not run the task"))
+    error_fields = None if outcome.error is None else tuple(outcome.error)
+    return outcome.ending.value, outcome.result, error_fields, outcome.delay, monotonic() - started
+
+
+def outcome_of(answer: Answer) -> Outcome:
+    """The outcome that an answer carries."""
+    ending, result, error, delay, _ = answer
+    return Outcome(Ending(ending), result, None if error is None else ErrorInfo(*error), delay)
+
+
+def _traced(assignment: Assignment) -> ErrorInfo | None:
+    task: Any = current_app.tasks[assignment.handler]
+    if task.__trace__ is None:
+        task.__trace__ = build_tracer(task.name, task, task.app.loader, assignment.hostname, app=task.app)
+    request = request_context(assignment)
+    _, info, _, _ = task.__trace__(assignment.task_id, request["args"], request["kwargs"], request)
+    # Only of interest when the handler was never reached, as when the loader failed.
+    if info is None or not isinstance(info.retval, BaseException):
+        return None
+    return describe(info.retval, None)
+
+
+def _from_handler(error: BaseException) -> TracebackType | None:
+    """The traceback without our own frame, which is its first; none when the error is ours (a result refused)."""
+    trace = error.__traceback__
+    return trace.tb_next if trace is not None else None
