@@ -35,10 +35,11 @@ RUN pip wheel --no-deps --wheel-dir /wheels . \
 
 FROM python:3.13.15-slim-trixie
 
-# A number and not a name: Kubernetes' `runAsNonRoot` can check only a number, and a mounted folder needs one to chown to.
-# No home folder, no shell: nothing here is for logging in.
+# A number and not a name: Kubernetes' `runAsNonRoot` can check only a number, and a mounted folder needs one to chown
+# to. No home folder, no shell: nothing here is for logging in.
 RUN groupadd --gid 10001 batching \
-    && useradd --uid 10001 --gid 10001 --no-log-init --no-create-home --home-dir /app --shell /usr/sbin/nologin batching \
+    && useradd --uid 10001 --gid 10001 --no-log-init --no-create-home --home-dir /app \
+        --shell /usr/sbin/nologin batching \
     && mkdir --parents /app/handlers
 
 COPY --from=build /opt/venv /opt/venv

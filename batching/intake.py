@@ -47,13 +47,17 @@ class Source(Iterator[ProfileInput]):
         self._name = name
         self._owned = owned
         self._positions = Positions()
+        self._held: ProfileInput | None = None
         self.count = 0
-        """Profiles delivered so far: the number of the latest one."""
+        """Profiles read so far: the number of the latest one, be it only peeked at."""
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> ProfileInput:
+        if self._held is not None:
+            profile, self._held = self._held, None
+            return profile
         try:
             position, profile = next(self._entries)
         except BaseException:
@@ -62,6 +66,12 @@ class Source(Iterator[ProfileInput]):
         self.count += 1
         self._positions.note(self.count, position)
         return profile
+
+    def peek(self) -> ProfileInput | None:
+        """The next profile, which stays the next one; None when nothing is left: tells an empty file early."""
+        if self._held is None:
+            self._held = next(self, None)
+        return self._held
 
     def describe(self, number: int) -> str:
         """Where the profile with this number came from, as `line 17` or `item 17`.

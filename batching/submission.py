@@ -136,10 +136,7 @@ def _add(
     try:
         state_manager.add_profiles(batch_id, chunk, connection)
     except DuplicateKeyError as error:
-        raise InvalidInputError(
-            f"the key {error.key!r} stands twice: at {source.describe(error.first)} and at "
-            f"{source.describe(error.second)}; every profile of a batch has a key of its own"
-        ) from None
+        raise source.duplicate(error.key, error.second, error.first) from None
 
 
 def _clean_up(state_manager: BatchStateManager, batch_id: str) -> None:

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING
 import psycopg
 import redis
 from psycopg import sql
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from tests.support import eventually, wait_for_exit
 from workers.embedded import EmbeddedServer
@@ -35,8 +37,9 @@ class ValkeyServer(EmbeddedServer):
     """The embedded default, with what tests do to a server."""
 
     def client(self) -> redis.Redis:
-        """A client with default time-outs of 5 s; the caller closes it."""
-        return redis.Redis(unix_socket_path=str(self.socket), socket_timeout=5, decode_responses=True)
+        """A client that waits 5 s for an answer and tries nothing twice; the caller closes it."""
+        once = Retry(NoBackoff(), 0)
+        return redis.Redis(unix_socket_path=str(self.socket), socket_timeout=5, decode_responses=True, retry=once)
 
     def flush(self) -> None:
         """Lose everything, and stay up."""
@@ -107,8 +110,8 @@ class PostgresServer:
         options = {
             "listen_addresses": "",
             "unix_socket_directories": str(self.folder),
+            # `synchronous_commit` stays on: without it `kill` would lose what was committed.
             "fsync": "on" if self._fsync else "off",
-            "synchronous_commit": "on" if self._fsync else "off",
             "full_page_writes": "on" if self._fsync else "off",
             "shared_buffers": "64MB",
             "max_connections": "200",
@@ -162,17 +165,18 @@ class PostgresServer:
 
     def disconnect(self, name: str) -> int:
         """End every session of a database; returns how many there were."""
-        with self._connection() as connection:
+        with self.connect() as connection:
             rows = connection.execute(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", (name,)
             ).fetchall()
         return len(rows)
 
-    def _connection(self) -> psycopg.Connection[tuple[object, ...]]:
-        return psycopg.connect(host=str(self.folder), user="postgres", dbname="postgres", autocommit=True)
+    def connect(self, database: str = "postgres") -> psycopg.Connection[tuple[object, ...]]:
+        """A connection in autocommit mode; the caller closes it."""
+        return psycopg.connect(host=str(self.folder), user="postgres", dbname=database, autocommit=True)
 
     def _administer(self, statement: sql.Composed) -> None:
-        with self._connection() as connection:
+        with self.connect() as connection:
             connection.execute(statement)
 
     def _answers(self) -> None:
@@ -181,7 +185,7 @@ class PostgresServer:
         if self._tether.ended:
             raise RuntimeError(f"PostgreSQL ended at once: {log.read_text(errors='replace')[-2000:]}")
         try:
-            self._connection().close()
+            self.connect().close()
         except psycopg.OperationalError as error:
             raise AssertionError(f"PostgreSQL does not answer: {error}") from None
 

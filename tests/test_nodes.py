@@ -12,7 +12,7 @@ from tests.support import eventually, is_running
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from pytest_celery import CeleryTestSetup
+    from pytest_celery import CeleryTestSetup  # type: ignore[import-untyped]  # it ships no types
 
 
 @pytest.fixture

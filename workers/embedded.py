@@ -336,8 +336,8 @@ def _take(lock: int, home: Path) -> None:
             patience = 1.0 if _is_alive(holder) else 15.0
             if time.monotonic() - began > patience:
                 raise ConfigurationError(
-                    f"cannot start an embedded server in {home}: process {holder or 'unknown'} has one there; "
-                    "use it (`broker.url` in the folder names it), stop that process, or set BATCHING_HOME to another one"
+                    f"cannot start an embedded server in {home}: process {holder or 'unknown'} has one; use it "
+                    "(`broker.url` in the folder names it), stop that process, or set BATCHING_HOME to another folder"
                 ) from None
             time.sleep(0.02)
         else:

@@ -11,20 +11,15 @@ import os
 import socket
 import uuid
 from base64 import b64encode
-from contextlib import contextmanager
 from json.encoder import encode_basestring_ascii as quoted
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import parse_qsl, unquote, urlsplit
 
-import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
-
-from batching.errors import BrokerUnavailableError, ConfigurationError
+from batching.broker import Doorbell, redis_client, translated_errors
+from batching.errors import ConfigurationError
 from batching.settings import mask_url
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Sequence
 
     from batching.interfaces import Dispatch, Lane
 
@@ -32,65 +27,6 @@ if TYPE_CHECKING:
 CHUNK: Final = 500
 #: BLMPOP came with this version; Valkey's first release is 7.2.
 OLDEST_SERVER: Final = (7, 0)
-
-_TCP_SCHEMES = {"redis": False, "valkey": False, "rediss": True, "valkeys": True}
-_SOCKET_SCHEMES = {"redis+socket", "valkey+socket", "unix"}
-
-
-def redis_client(url: str, *, timeout: float = 5.0, connect_timeout: float = 2.0) -> redis.Redis:
-    """A client for a broker URL as kombu writes it. Connects on first use, never retries by itself.
-
-    Args:
-        url: `redis://`, `rediss://` or `redis+socket:///path?virtual_host=N` (also `unix://`).
-        timeout: Seconds for one answer.
-        connect_timeout: Seconds for a connection.
-
-    Raises:
-        ConfigurationError: The URL is not one of a Redis or Valkey server.
-    """
-    options = _address(url) | {
-        "socket_timeout": timeout,
-        "socket_connect_timeout": connect_timeout,
-        # Whoever calls decides when to try again: a hidden retry would hold a worker's event loop.
-        "retry": Retry(NoBackoff(), 0),
-        "protocol": 2,
-        "health_check_interval": 0,
-    }
-    return redis.Redis(connection_pool=redis.ConnectionPool(**options))
-
-
-def _address(url: str) -> dict[str, Any]:
-    parts = urlsplit(url)
-    query = dict(parse_qsl(parts.query))
-    scheme = parts.scheme.lower()
-    options: dict[str, Any] = {
-        "username": unquote(parts.username) if parts.username else None,
-        "password": unquote(parts.password) if parts.password else None,
-    }
-    if scheme in _SOCKET_SCHEMES:
-        database = query.get("virtual_host") or query.get("db") or "0"
-        options |= {"connection_class": redis.UnixDomainSocketConnection, "path": unquote(parts.path)}
-    elif scheme in _TCP_SCHEMES:
-        database = parts.path.strip("/") or query.get("virtual_host") or query.get("db") or "0"
-        options |= {"host": parts.hostname or "localhost", "port": parts.port or 6379, "socket_keepalive": True}
-        if _TCP_SCHEMES[scheme]:
-            options |= {"connection_class": redis.SSLConnection} | _tls(query)
-    else:
-        raise ConfigurationError(
-            f"cannot use the broker {mask_url(url)!r} for lanes: they need Redis or Valkey; set BATCHING_BROKER_URL "
-            "to redis://host:6379/0, rediss://… or redis+socket:///path?virtual_host=0"
-        )
-    if not database.isdigit():
-        raise ConfigurationError(f"cannot read the broker URL {mask_url(url)!r}: {database!r} is not a database number")
-    return options | {"db": int(database)}
-
-
-def _tls(query: dict[str, str]) -> dict[str, Any]:
-    options: dict[str, Any] = {key: value for key, value in query.items() if key.startswith("ssl_")}
-    # kombu also takes the names of the ssl module's constants.
-    required = options.get("ssl_cert_reqs", "required").removeprefix("CERT_").lower()
-    return options | {"ssl_cert_reqs": required}
-
 
 def lane_key(prefix: str, lane: Lane) -> str:
     """The Redis list that carries a lane."""
@@ -135,7 +71,7 @@ class RedisPublisher:
     """The border to the broker. Nothing it does is trusted with more than a hint: SQL has it all.
 
     Args:
-        broker_url: Where the lanes are; see `redis_client`.
+        broker_url: Where the lanes are; see `batching.broker.redis_client`.
         key_prefix: Put before every key.
         timeout: Seconds for one answer.
     """
@@ -145,7 +81,9 @@ class RedisPublisher:
         self.key_prefix = key_prefix
         self._timeout = timeout
         self._origin = f"{os.getpid()}@{socket.gethostname()}"
-        self.client = redis_client(broker_url, timeout=timeout)
+        # RESP2: its BLMPOP answer is one frame, and nothing is ever pushed between answers.
+        self.client = redis_client(broker_url, socket_timeout=timeout, protocol=2)
+        self._doorbell = Doorbell(broker_url, key_prefix)
 
     def publish(self, dispatches: Sequence[Dispatch]) -> None:
         """Publish one task message per dispatch, in their order; call it after the commit.
@@ -153,7 +91,7 @@ class RedisPublisher:
         Raises:
             BrokerUnavailableError: Some may be published and some not; publishing all of them again is harmless.
         """
-        with self._reaching(f"publish {len(dispatches)} messages to"):
+        with translated_errors(self.url):
             for start in range(0, len(dispatches), CHUNK):
                 self._push(dispatches[start : start + CHUNK])
 
@@ -176,7 +114,7 @@ class RedisPublisher:
         lists: dict[str, list[bytes]] = {}
         for key, raw in messages:
             lists.setdefault(key, []).append(raw)
-        with self._reaching("put messages back to"), self.client.pipeline(transaction=False) as pipeline:
+        with translated_errors(self.url), self.client.pipeline(transaction=False) as pipeline:
             for key, raws in lists.items():
                 pipeline.rpush(key, *reversed(raws))
             pipeline.execute()
@@ -188,7 +126,7 @@ class RedisPublisher:
             BrokerUnavailableError: The broker did not answer.
         """
         asked = list(lanes)
-        with self._reaching("measure lanes at"), self.client.pipeline(transaction=False) as pipeline:
+        with translated_errors(self.url), self.client.pipeline(transaction=False) as pipeline:
             for lane in asked:
                 pipeline.llen(lane_key(self.key_prefix, lane))
             return dict(zip(asked, pipeline.execute(), strict=True))
@@ -200,7 +138,7 @@ class RedisPublisher:
             BrokerUnavailableError: The broker did not answer.
         """
         fresh = uuid.uuid4().hex
-        with self._reaching("ask for the incarnation of"):
+        with translated_errors(self.url):
             found = self.client.set(f"{self.key_prefix}canary", fresh, nx=True, get=True)
             info: dict[str, Any] = self.client.info("server")  # type: ignore[assignment]
         canary = found.decode() if isinstance(found, bytes) else fresh
@@ -212,7 +150,7 @@ class RedisPublisher:
         Raises:
             BrokerUnavailableError: The broker did not answer.
         """
-        with self._reaching("discard a lane at"):
+        with translated_errors(self.url):
             self.client.delete(lane_key(self.key_prefix, lane))
 
     def hint(self) -> None:
@@ -221,11 +159,7 @@ class RedisPublisher:
         Raises:
             BrokerUnavailableError: The broker did not answer.
         """
-        key = f"{self.key_prefix}hint"
-        with self._reaching("ring at"), self.client.pipeline(transaction=False) as pipeline:
-            pipeline.lpush(key, "1")
-            pipeline.ltrim(key, 0, 0)
-            pipeline.execute()
+        self._doorbell.ring()
 
     def wait_hint(self, timeout: float) -> bool:
         """Wait for a hint.
@@ -239,9 +173,7 @@ class RedisPublisher:
         Raises:
             BrokerUnavailableError: The broker did not answer.
         """
-        patience = max(0.01, min(timeout, self._timeout / 2))
-        with self._reaching("wait for a hint of"):
-            return self.client.blpop([f"{self.key_prefix}hint"], timeout=patience) is not None
+        return self._doorbell.wait(max(0.01, min(timeout, self._timeout / 2)))
 
     def check(self) -> None:
         """Look whether the server is one that lanes can use.
@@ -250,7 +182,7 @@ class RedisPublisher:
             ConfigurationError: It is too old.
             BrokerUnavailableError: It did not answer.
         """
-        with self._reaching("check"):
+        with translated_errors(self.url):
             info: dict[str, Any] = self.client.info("server")  # type: ignore[assignment]
         version = str(info.get("valkey_version") or info.get("redis_version") or "0.0")
         numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
@@ -263,13 +195,4 @@ class RedisPublisher:
     def close(self) -> None:
         """Close the connections. Safe to call twice."""
         self.client.close()
-
-    @contextmanager
-    def _reaching(self, what: str) -> Iterator[None]:
-        try:
-            yield
-        except (redis.RedisError, OSError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise BrokerUnavailableError(
-                f"cannot {what} {mask_url(self.url)}: {reason}; check that it runs and that BATCHING_BROKER_URL names it"
-            ) from error
+        self._doorbell.close()

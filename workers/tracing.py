@@ -56,6 +56,7 @@ class Assignment(NamedTuple):
 
 #: Ending, result, error, delay, seconds that it ran.
 Answer = tuple[str, str | None, tuple[str, str, str, str] | None, float | None, float]
+ANSWER_FIELDS: Final = 5
 
 
 class _Size:
@@ -227,7 +228,8 @@ def trace_run(*given: Any) -> Answer:
     finally:
         _call.reset(token)
     outcome = call.outcome or Outcome(Ending.FAILED, error=trouble or told("NoOutcome", "Celery did not run the task"))
-    error_fields = None if outcome.error is None else tuple(outcome.error)
+    error = outcome.error
+    error_fields = None if error is None else (error.type, error.message, error.fingerprint, error.traceback)
     return outcome.ending.value, outcome.result, error_fields, outcome.delay, monotonic() - started
 
 
@@ -250,6 +252,8 @@ def _traced(assignment: Assignment) -> ErrorInfo | None:
 
 
 def _from_handler(error: BaseException) -> TracebackType | None:
-    """The traceback without our own frame, which is its first; none when the error is ours (a result refused)."""
+    """The traceback without our own frame, which is its first; none when the error is ours: a result refused."""
+    if isinstance(error, ResultNotJSONError | ResultTooLargeError):
+        return None
     trace = error.__traceback__
     return trace.tb_next if trace is not None else None

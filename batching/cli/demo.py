@@ -1,41 +1,38 @@
 """`demo`: the main job on real input. Every installed distribution is verified against its own RECORD.
 
 One batch per distribution, one profile per line of its RECORD. One more batch, submitted first, is a private copy with
-one file altered: it has to fail, go to the end of the queue, be tried again only in what failed, and end `failed`, while
-all others succeed. Afterwards a plain loop over the same RECORDs says how each batch had to end, and the two are compared.
+one file altered: it has to fail, go to the end of the queue, be tried again only in what failed, and end `failed`,
+while all others succeed. Afterwards a plain loop over the same RECORDs says how each batch had to end, and the two are
+compared.
 """
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import csv
-import hashlib
-import os
 import shutil
 import tempfile
 from collections import Counter
-from dataclasses import dataclass, replace
-from importlib.metadata import distributions
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 import click
 
+from batching.cli.demo_input import altered_copy, expect, installed, key_of
 from batching.cli.display import Display
 from batching.cli.following import follow, stop_on_terminate
 from batching.cli.output import console, safe, styled, table
 from batching.database import Database
-from batching.errors import BatchingError
+from batching.errors import BatchingError, ConfigurationError
 from batching.interfaces import BatchOptions
 from batching.states import BatchState, ProfileState
 from batching.statistics import Statistics
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from importlib.metadata import Distribution
 
     from batching.cli.access import Access
+    from batching.cli.demo_input import Expected, Subject
     from batching.settings import Settings
     from batching.statistics import BatchView
     from workers.local import LocalServices
@@ -45,138 +42,6 @@ HANDLER: Final = "records.verify"
 _PASSES: Final = 3
 #: `fail_fast` off: the first pass runs every file, so that later passes can show that they run only what failed.
 OPTIONS: Final = BatchOptions(max_attempts=1, max_passes=_PASSES, fail_fast=False, pass_backoff=0.5)
-#: Files with a hash that the distribution to be copied has: enough for a batch, little enough to copy.
-_COPY_FILES: Final = range(5, 200)
-
-
-class Line(NamedTuple):
-    """A line of a RECORD: path relative to the root, size in bytes, SHA-256 as RECORD has it."""
-
-    path: str
-    size: int | None
-    sha256: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Subject:
-    """A distribution to verify: the batch's name, the folder that its paths are relative to, its lines."""
-
-    name: str
-    root: str
-    lines: tuple[Line, ...]
-
-    def profiles(self, key_limit: int) -> Iterator[dict[str, Any]]:
-        """One profile per line."""
-        for line in self.lines:
-            yield {"key": key_of(line.path, key_limit), "payload": {"root": self.root, **line._asdict()}}
-
-
-class Expected(NamedTuple):
-    """How a batch has to end, by a plain loop over its RECORD."""
-
-    succeeded: int
-    skipped: int
-    culprits: tuple[str, ...]
-
-    @property
-    def state(self) -> BatchState:
-        """A culprit fails every pass, and with the last one the batch."""
-        return BatchState.FAILED if self.culprits else BatchState.SUCCEEDED
-
-
-def key_of(path: str, limit: int) -> str:
-    """The path; a path longer than a key may be is cut, and told apart by its hash."""
-    if len(path) <= limit:
-        return path
-    return f"{path[: limit - 17]}~{hashlib.sha256(path.encode()).hexdigest()[:16]}"
-
-
-def installed() -> list[Subject]:
-    """Every distribution of this environment that has a RECORD, by name; the first one on `sys.path` counts."""
-    found: dict[str, Subject] = {}
-    for distribution in distributions():
-        lines = _lines(distribution)
-        name = str(distribution.metadata["Name"])
-        if lines and name.lower() not in found:
-            found[name.lower()] = Subject(name, str(Path(str(distribution.locate_file(""))).absolute()), lines)
-    return [found[name] for name in sorted(found)]
-
-
-def _lines(distribution: Distribution) -> tuple[Line, ...]:
-    # Not `.files`: newer Pythons leave out of it what is missing on disk, which is just what is to be found.
-    text = distribution.read_text("RECORD")
-    lines: dict[str, Line] = {}
-    for path, digest, size in (row[:3] for row in csv.reader((text or "").splitlines()) if len(row) >= 3):
-        algorithm, _, value = digest.partition("=")
-        # A file may be listed twice; it is one file all the same.
-        lines.setdefault(path, Line(path, int(size) if size else None, value if algorithm == "sha256" else None))
-    return tuple(lines.values())
-
-
-def altered_copy(subjects: Sequence[Subject], folder: Path) -> tuple[Subject, str]:
-    """Copy a small distribution into a folder of ours, and alter one file of the copy.
-
-    Args:
-        subjects: Those to choose from.
-        folder: Where the copy goes.
-
-    Returns:
-        The copy, and the path of the file that is not what its RECORD says.
-
-    Raises:
-        BatchingError: No distribution is fit to be copied.
-    """
-    chosen = min(filter(_can_be_copied, subjects), key=_bytes, default=None)
-    if chosen is None:
-        raise BatchingError(
-            f"cannot run the demo: none of the {len(subjects)} distributions installed here has a RECORD with "
-            f"{_COPY_FILES.start} to {_COPY_FILES.stop - 1} files that could be copied; "
-            "run it in a virtual environment with pip in it"
-        )
-    for line in chosen.lines:
-        if line.sha256 is not None:
-            target = folder / line.path
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(Path(chosen.root) / line.path, target)
-    hashed = [line for line in chosen.lines if line.sha256 is not None and line.size]
-    culprit = hashed[len(hashed) // 2].path
-    data = bytearray((folder / culprit).read_bytes())
-    # The same size: only the hash can tell.
-    data[len(data) // 2] ^= 0xFF
-    (folder / culprit).write_bytes(data)
-    return Subject(f"{chosen.name} (altered copy)", str(folder), chosen.lines), culprit
-
-
-def _can_be_copied(subject: Subject) -> bool:
-    hashed = [line for line in subject.lines if line.sha256 is not None]
-    inside = all(not os.path.isabs(line.path) and ".." not in Path(line.path).parts for line in hashed)  # noqa: PTH117 - a string
-    return len(hashed) in _COPY_FILES and inside and not expect(subject).culprits
-
-
-def _bytes(subject: Subject) -> int:
-    return sum(line.size or 0 for line in subject.lines)
-
-
-def expect(subject: Subject) -> Expected:
-    """The plain loop: no queue, no worker, and not the handler's code either."""
-    succeeded, skipped, culprits = 0, 0, []
-    for line in subject.lines:
-        if line.sha256 is None:
-            skipped += 1
-        elif _differs(Path(os.path.normpath(Path(subject.root) / line.path)), line):
-            culprits.append(line.path)
-        else:
-            succeeded += 1
-    return Expected(succeeded, skipped, tuple(culprits))
-
-
-def _differs(path: Path, line: Line) -> bool:
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        return True
-    digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).decode().rstrip("=")
-    return digest != line.sha256 or line.size not in {None, len(data)}
 
 
 class Audit:
@@ -331,7 +196,7 @@ class Demo:
 
 
 class Brief:
-    """For output that is no terminal: batches that merely wait say nothing, or each step of the line would be a line."""
+    """For output that is no terminal: a batch that merely waits says nothing, or every step of it would be a line."""
 
     def __init__(self, display: Display) -> None:
         self._display = display
@@ -363,14 +228,17 @@ def _seconds(views: Sequence[BatchView]) -> float:
 def _folder(home: Path, *, keep: bool) -> Iterator[Path]:
     """A fresh folder in the home folder, removed unless it is to be kept or something went wrong."""
     made = not home.exists()
-    home.mkdir(mode=0o700, parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix="demo-", dir=home)).absolute()
+    try:
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix="demo-", dir=home)).absolute()
+    except OSError as error:
+        raise ConfigurationError(f"cannot make a folder in {home}: {error}; name another with --home") from None
     try:
         yield folder
-    except BatchingError:
+    except Exception:
         click.echo(f"store and logs are kept in {folder}", err=True)
         raise
-    except BaseException:
+    except BaseException:  # Ctrl-C, SIGTERM: nobody asks what happened
         shutil.rmtree(folder, ignore_errors=True)
         raise
     else:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shlex
 import sys
@@ -16,9 +15,9 @@ import click
 
 from batching import handlers as marks
 from batching.cli.following import LOOK, check_target, follow, stop_on_terminate, summary, write_lines
+from batching.cli.submitting import parse_options
 from batching.database import Database
 from batching.errors import BatchingError, InvalidInputError
-from batching.interfaces import BatchOptions
 from batching.settings import get_settings
 from batching.states import BatchState
 from batching.statistics import Statistics
@@ -26,6 +25,7 @@ from batching.statistics import Statistics
 if TYPE_CHECKING:
     from batching.cli.access import Access
     from batching.intake import Source
+    from batching.interfaces import BatchOptions
     from batching.queue_manager import Batch, QueueManager
     from batching.settings import Settings
     from batching.statistics import BatchView
@@ -53,23 +53,6 @@ class Request:
     file_format: str | None
     option: tuple[str, ...]
     name: str | None
-
-    def batch_options(self) -> BatchOptions:
-        """The batch's options, from `NAME=VALUE`; a value is JSON where it can be, else text.
-
-        Raises:
-            InvalidInputError: One has no `=`, is unknown, or is out of its range.
-        """
-        values: dict[str, Any] = {}
-        for each in self.option:
-            name, equals, value = each.partition("=")
-            if not equals:
-                raise InvalidInputError(f"cannot read --option {each!r}: it has no '='; write NAME=VALUE")
-            try:
-                values[name] = json.loads(value)
-            except ValueError:
-                values[name] = value
-        return BatchOptions.from_dict(values)
 
 
 def _modules(settings: Settings, given: tuple[str, ...]) -> tuple[str, ...]:
@@ -102,7 +85,8 @@ class OneShot:
         self._request = request
         self._settings = settings
         self._modules = _modules(settings, request.modules)
-        self._batch_id: str | None = None
+        self._paused: str | None = None
+        self._resumable = False
 
     def __call__(self) -> int:
         """Do it.
@@ -113,9 +97,10 @@ class OneShot:
         from workers.local import LocalServices  # noqa: PLC0415 - producers never load a worker's parts
 
         _check_handler(self._request.handler, self._modules)
-        options = self._request.batch_options()
+        options = parse_options(self._request.option)
         check_target(self._request.out)
         check_target(self._request.errors)
+        self._refuse_empty_file()
         with self._open() as source, stop_on_terminate():
             try:
                 with LocalServices(self._settings, self._plan()) as services:
@@ -123,8 +108,20 @@ class OneShot:
                     services.start_worker()
                     return self._work(services, source, options)
             except KeyboardInterrupt:
-                self._say_how_to_go_on()
+                self._say_how_to_go_on("interrupted")
                 return _INTERRUPTED
+            except BatchingError:
+                self._say_how_to_go_on("stopped")
+                raise
+
+    def _refuse_empty_file(self) -> None:
+        if self._request.file != "-":
+            with self._open() as source:
+                self._refuse_if(empty=next(source, None) is None)
+
+    def _refuse_if(self, *, empty: bool) -> None:
+        if empty:
+            raise InvalidInputError(f"cannot run {self._request.file}: there is no profile in it")
 
     def _plan(self) -> Any:
         from workers.local import WorkerPlan  # noqa: PLC0415 - as above
@@ -144,14 +141,18 @@ class OneShot:
 
     def _work(self, services: LocalServices, source: Source, options: BatchOptions) -> int:
         from batching.cli.display import Display  # noqa: PLC0415 - rich is slow to import
+        from batching.cli.output import console  # noqa: PLC0415 - as above
 
         database = Database(services.database_url)
         try:
             manager = self._queue_manager(services, database)
             batch = self._submit(manager, source, options)
             statistics = Statistics(database, self._settings)
+            # An earlier run of this command, with the same key, may have put it aside.
+            self._resumable = not batch.created
             try:
-                with Display() as display:
+                # Standard output is for results.
+                with Display(console(to_stderr=True)) as display:
                     view = follow(lambda: [self._look(manager, statistics, batch.id)], services, display)[0]
             except BaseException:
                 # Nobody expects it to go on in a later command; the worker then drains without taking more of it.
@@ -171,23 +172,27 @@ class OneShot:
         request = self._request
         name = request.name or (Path(request.file).name if request.file != "-" else request.handler)
         batch = manager.submit(request.handler, source, name=name, key=request.key, options=options)
-        self._batch_id = batch.id
+        if batch.created and not batch.total:
+            # Standard input can be read only once, so only now is it known to be empty.
+            manager.cancel(batch.id, "there was no profile in it")
+            self._refuse_if(empty=True)
         told = "submitted" if batch.created else f"goes on: key {request.key!r} names it already, the file is not read"
         click.echo(f"batch {batch.id} {told}: {batch.total:,} profiles", err=True)
         return batch
 
     def _look(self, manager: QueueManager, statistics: Statistics, batch_id: str) -> BatchView:
         view = statistics.batch(batch_id)
-        if view.state is BatchState.PAUSED:
-            # Put aside by an earlier run of this command with the same key; asked for again now.
+        if view.state is BatchState.PAUSED and self._resumable:
+            # Once: whoever pauses it from now on, a person or its `requeue` policy, means it.
+            self._resumable = False
             manager.resume(batch_id)
         return view
 
-    @staticmethod
-    def _put_aside(manager: QueueManager, batch_id: str) -> None:
+    def _put_aside(self, manager: QueueManager, batch_id: str) -> None:
         # It ended meanwhile, or the store is away: what interrupted us is what the user has to hear of.
         with contextlib.suppress(BatchingError):
             manager.pause(batch_id, "its `batching run` was interrupted")
+            self._paused = batch_id
 
     def _report(self, view: BatchView, statistics: Statistics) -> None:
         out, errors = self._request.out, self._request.errors
@@ -201,16 +206,16 @@ class OneShot:
         if out is None:
             click.echo(f"  batching results {view.id} prints the results", err=True)
 
-    def _say_how_to_go_on(self) -> None:
-        if self._batch_id is None:
-            click.echo("interrupted before anything was submitted", err=True)
+    def _say_how_to_go_on(self, how: str) -> None:
+        if self._paused is None:
+            click.echo(f"{how}; no batch waits", err=True)
         elif self._request.key is not None:
-            click.echo(f"interrupted; batch {self._batch_id} is paused: the same command again goes on", err=True)
+            click.echo(f"{how}; batch {self._paused} is paused: the same command again goes on", err=True)
         else:
             modules = "".join(f" --handlers {shlex.quote(module)}" for module in self._request.modules)
             click.echo(
-                f"interrupted; batch {self._batch_id} is paused: `batching resume {self._batch_id}` and "
-                f"`batching up{modules}` go on (with --key, the same command again does)",
+                f"{how}; batch {self._paused} is paused: `batching resume {self._paused}` and `batching up{modules}` "
+                "go on (with --key, the same command again would)",
                 err=True,
             )
 
@@ -288,13 +293,14 @@ def worker(access: Access, /, modules: tuple[str, ...], celery_options: tuple[st
 
 
 @click.command()
-@click.pass_obj
-def manager(access: Access, /) -> None:
+@click.pass_context
+def manager(context: click.Context, /) -> None:
     """Run a manager on its own: leader election, promotion, dispatch and the sweep."""
-    _export_urls(access.settings)
     from workers.manager import main  # noqa: PLC0415 - producers never load a worker's parts
 
-    main()
+    access: Access = context.obj
+    _export_urls(access.settings)
+    context.exit(main())
 
 
 def _export_urls(settings: Settings) -> None:

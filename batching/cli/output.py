@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from datetime import datetime
 
+    from rich.console import JustifyMethod
+
     from batching.statistics import BatchView
 
 #: Digits of an id that people get to see: a version 7 UUID begins with its 12 digits of time.
@@ -30,6 +32,9 @@ _STYLES = {
     "cancelled": "magenta",
     "expired": "magenta",
 }
+
+#: Columns between two cells of a table, and what the column that gives way keeps.
+_GAP, _NARROWEST = 2, 6
 
 _MINUTE, _HOUR, _DAY = 60, 3600, 86_400
 
@@ -73,19 +78,17 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[object]], *, right: Se
         rows: Cells are texts, numbers, or rich's own.
         right: Headers of the columns that hold numbers.
     """
+    cells = [[cell if isinstance(cell, Text) else Text(safe(cell)) for cell in row] for row in rows]
+    widths = [max(len(header), *(row[index].cell_len for row in cells), 1) for index, header in enumerate(headers)]
+    # rich would take room from every column alike; here ids and numbers stay whole.
+    others = sum(widths) - widths[1] + _GAP * len(widths)
+    widths[1] = min(widths[1], max(_NARROWEST, console().width - others))
     made = Table(box=box.SIMPLE_HEAD if sys.stdout.isatty() else None, pad_edge=False, header_style="bold")
-    for index, header in enumerate(headers):
-        gives_way = index == 1
-        made.add_column(
-            header,
-            justify="right" if header in right else "left",
-            no_wrap=True,
-            overflow="ellipsis",
-            min_width=6 if gives_way else None,
-            ratio=1 if gives_way and sys.stdout.isatty() else None,
-        )
-    for row in rows:
-        made.add_row(*(cell if isinstance(cell, Text) else Text(safe(cell)) for cell in row))
+    for header, width in zip(headers, widths, strict=True):
+        justify: JustifyMethod = "right" if header in right else "left"
+        made.add_column(header, justify=justify, width=width, no_wrap=True, overflow="ellipsis")
+    for row in cells:
+        made.add_row(*row)
     return made
 
 

@@ -63,6 +63,8 @@ def submit(ctx: click.Context, /, handler: str, file: str, **given: Any) -> None
     options = parse_options(given["pairs"])
     limits = Limits.from_settings(access.settings)
     with read_file(file, format=given["format_"], key_column=given["key_column"], limits=limits) as source:
+        if source.peek() is None:
+            raise InvalidInputError(f"cannot submit {file}: there is no profile in it; nothing was submitted")
         batch = access.manager.submit(
             handler,
             source,

@@ -1,0 +1,143 @@
+"""What the leader sees in one tick: the live workers, the active batches with their counts, and who waits."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sqlalchemy import or_, select
+
+from batching.database import age, now
+from batching.interfaces import Lane
+from batching.models import batches, queues, workers
+from batching.moves import counters, leadership
+from batching.moves.rows import read_batches
+from batching.states import BatchState
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+    from batching.database import Database
+    from batching.interfaces import WorkerInfo
+    from batching.moves.counters import Counts
+    from batching.moves.rows import BatchRow
+
+
+@dataclass(frozen=True, slots=True)
+class Active:
+    """A running or stopping batch, and its counts."""
+
+    row: BatchRow
+    counts: Counts
+
+    @property
+    def lane(self) -> Lane:
+        """Where its profiles are dispatched."""
+        return self.row.terms.lane
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """One consistent look at everything that the leader decides by."""
+
+    workers: list[WorkerInfo]
+    active: list[Active]
+    """In the order of the queue: priority, position, id."""
+    waiting: frozenset[str]
+    """Queues in which a batch may be promoted now."""
+    max_running: dict[str, int]
+    unwritten: list[str]
+    """Batches with bulk moves that are not written into their rows yet."""
+
+    @property
+    def running(self) -> list[Active]:
+        """The batches that may be dispatched."""
+        return [each for each in self.active if each.row.state is BatchState.RUNNING]
+
+    def slots(self, lane: Lane) -> int:
+        """Pool slots of the live workers that serve a lane."""
+        return sum(worker.slots for worker in self.workers if serves(worker, lane))
+
+    def queue_slots(self, queue: str) -> int:
+        """Pool slots of the live workers that serve any lane of a queue."""
+        return sum(worker.slots for worker in self.workers if "*" in worker.queues or queue in worker.queues)
+
+    def in_flight(self, queue: str) -> int:
+        """Profiles of a queue that are dispatched or running."""
+        return sum(each.counts.dispatched + each.counts.running for each in self.active if each.row.queue == queue)
+
+    def served(self, queue: str) -> frozenset[str]:
+        """Handlers that a live worker serves in a queue."""
+        return frozenset(
+            handler
+            for worker in self.workers
+            if "*" in worker.queues or queue in worker.queues
+            for handler in worker.handlers
+        )
+
+    def lanes(self) -> dict[Lane, list[Active]]:
+        """The running batches by lane, in the order of the queue."""
+        found: dict[Lane, list[Active]] = defaultdict(list)
+        for each in self.running:
+            found[each.lane].append(each)
+        return dict(found)
+
+
+def serves(worker: WorkerInfo, lane: Lane) -> bool:
+    """Whether a worker consumes a lane."""
+    return lane.handler in worker.handlers and ("*" in worker.queues or lane.queue in worker.queues)
+
+
+def look(database: Database, worker_lease: float) -> Outlook:
+    """Read it all in one transaction; its cost depends on what is active, not on what is kept.
+
+    Args:
+        database: The store.
+        worker_lease: Seconds of silence after which no new work is meant for a worker.
+    """
+    with database.read() as connection:
+        active = _active(connection)
+        return Outlook(
+            workers=[
+                worker for worker in leadership.capabilities(connection) if worker.id in _live(connection, worker_lease)
+            ],
+            active=active,
+            waiting=_waiting(connection),
+            max_running=dict(connection.execute(select(queues.c.name, queues.c.max_running)).tuples().all()),
+            unwritten=list(
+                connection.scalars(
+                    select(batches.c.id).where(batches.c.rewritten < batches.c.generation).order_by(batches.c.id)
+                )
+            ),
+        )
+
+
+def _live(connection: Connection, worker_lease: float) -> set[str]:
+    return set(connection.scalars(select(workers.c.id).where(age(workers.c.heartbeat_at) < worker_lease)))
+
+
+def _active(connection: Connection) -> list[Active]:
+    ids = list(
+        connection.scalars(select(batches.c.id).where(batches.c.state.in_([BatchState.RUNNING, BatchState.STOPPING])))
+    )
+    if not ids:
+        return []
+    rows = read_batches(connection, ids)
+    sums = counters.read_many(connection, ids)
+    ordered = sorted(rows.values(), key=lambda row: (-row.priority, row.position, row.id))
+    return [Active(row, sums[row.id]) for row in ordered]
+
+
+def _waiting(connection: Connection) -> frozenset[str]:
+    """One row a queue, found through the index of the line."""
+    due = (
+        select(batches.c.id)
+        .where(
+            batches.c.queue == queues.c.name,
+            batches.c.state == BatchState.QUEUED,
+            or_(batches.c.not_before.is_(None), batches.c.not_before <= now()),
+        )
+        .exists()
+    )
+    return frozenset(connection.scalars(select(queues.c.name).where(queues.c.paused.is_(False), due)))

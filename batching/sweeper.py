@@ -1,0 +1,146 @@
+"""The sweep: finds what went quiet and feeds it to the ordinary moves. One pass = one function, safe to repeat."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, NamedTuple
+
+import structlog
+
+from batching.errors import BrokerUnavailableError
+from batching.moves import leadership, sweep
+from batching.moves.batch import wants_conclusion
+from batching.moves.sweep import LostEvidence
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from datetime import datetime
+
+    from batching.execution_manager import BatchExecutionManager
+    from batching.interfaces import LeaderTerm, Publisher
+    from batching.outlook import Outlook
+    from batching.settings import Settings
+    from batching.state_manager import BatchStateManager
+
+log = structlog.get_logger("batching.sweeper")
+
+
+class SilenceWatch:
+    """Declares nobody dead whom it has not itself watched being silent for a full lease, without a gap.
+
+    After an outage of SQL everybody looks silent, since nobody could write; so a stored time proves nothing. What
+    proves it is that this process looked again and again for a whole lease, and the sign of life never changed.
+
+    Args:
+        lease: Seconds of watched silence.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(self, lease: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._lease = lease
+        self._clock = clock
+        self._seen: dict[str, tuple[datetime | None, float]] = {}
+        self._last_look: float | None = None
+
+    def look(self, signs: Mapping[str, datetime | None]) -> list[str]:
+        """Take note of everybody's last sign of life; returns whose silence has lasted a full lease."""
+        at = self._clock()
+        if self._last_look is not None and at - self._last_look > self._lease / 2:
+            self._seen.clear()  # a gap: we were frozen, or SQL was away
+        self._last_look = at
+        self._seen = {
+            worker: self._seen[worker] if worker in self._seen and self._seen[worker][0] == sign else (sign, at)
+            for worker, sign in signs.items()
+        }
+        return [worker for worker, (_, since) in self._seen.items() if at - since >= self._lease]
+
+    def forget(self) -> None:
+        """Begin anew: this process was not the leader for a while."""
+        self._seen.clear()
+        self._last_look = None
+
+
+class Swept(NamedTuple):
+    """What one pass of the sweep did."""
+
+    concluded: list[str]
+    lost_runs: int
+    republished: int
+    abandoned: list[str]
+
+
+class Sweeper:
+    """What the leader does beside promoting and dispatching.
+
+    Args:
+        state_manager: The moves.
+        execution_manager: Publishes what has to be published again.
+        publisher: Asked for evidence of lost messages.
+        settings: Leases and delays.
+    """
+
+    def __init__(
+        self,
+        state_manager: BatchStateManager,
+        execution_manager: BatchExecutionManager,
+        publisher: Publisher,
+        settings: Settings,
+    ) -> None:
+        self._state = state_manager
+        self._execution = execution_manager
+        self._publisher = publisher
+        self._settings = settings
+        self._watch = SilenceWatch(settings.worker_lease)
+        self._incarnation: str | None = None
+
+    def forget(self) -> None:
+        """Begin anew, after a time of not being the leader."""
+        self._watch.forget()
+        self._incarnation = None
+
+    def sweep(self, term: LeaderTerm, outlook: Outlook) -> Swept:
+        """One pass.
+
+        Raises:
+            DatabaseUnavailableError: SQL is away; nothing is half done, the next pass goes on.
+        """
+        concluded = self._state.conclude(
+            each.row.id for each in outlook.active if wants_conclusion(each.row, each.counts)
+        )
+        return Swept(concluded, self._take_back(term), self._republish(term, outlook), self._state.sweep_abandoned())
+
+    def _take_back(self, term: LeaderTerm) -> int:
+        """Runs of workers that were silent for a watched lease are pending again."""
+        with self._state.database.read() as connection:
+            signs: dict[str, datetime | None] = dict(leadership.heartbeats(connection))
+            signs |= dict.fromkeys(sweep.orphaned_workers(connection))
+        lost = 0
+        for worker_id in self._watch.look(signs):
+            taken = self._state.take_back(worker_id, signs[worker_id], term)
+            if taken is not None:
+                log.warning("worker is dead", worker=worker_id, lost_runs=len(taken))
+                lost += len(taken)
+        return lost
+
+    def _republish(self, term: LeaderTerm, outlook: Outlook) -> int:
+        """Dispatches whose message looks lost are published again; a broker that is away is asked again later."""
+        lanes = outlook.lanes()
+        if not lanes:
+            return 0
+        try:
+            lengths = self._publisher.lengths(lanes)
+            incarnation = self._publisher.incarnation()
+            renewed = self._incarnation is not None and incarnation != self._incarnation
+            evidence = LostEvidence(
+                self._settings.suspect_after, frozenset(lane for lane, length in lengths.items() if not length), renewed
+            )
+            suspects = self._state.suspects(term, evidence)
+            self._execution.republish(suspects)
+        except BrokerUnavailableError as error:
+            log.warning("broker is away", error=str(error))
+            return 0
+        # Only now: a crash before this line examines everything once more.
+        self._incarnation = incarnation
+        if suspects:
+            log.info("published again", runs=len(suspects), broker_renewed=renewed)
+        return len(suspects)

@@ -1,0 +1,385 @@
+"""The lanes' consumer: pops offers, claims them in groups, runs them in the worker's pool, settles in groups.
+
+It lives in one loop and one thread, and is the same for every pool; what differs is the `Executor`. SQL and Redis are used
+from this loop alone. Redis may lose or double any message: only a claim makes a run this worker's.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from dataclasses import dataclass
+from time import monotonic
+from typing import TYPE_CHECKING, Final, Protocol
+
+from batching.errors import BrokerUnavailableError, DatabaseUnavailableError
+from batching.interfaces import Ending, Lane, Outcome
+from workers.gate import SqlGate
+from workers.identity import announce
+from workers.offers import Offer, Reader
+from workers.popper import Popper
+from workers.publisher import lane_key
+from workers.settling import Outcomes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from batching.interfaces import Claimed, IBatchExecutionManager, RunId, WorkerInfo
+    from batching.settings import Settings
+    from workers.loops import Loop
+    from workers.publisher import RedisPublisher
+    from workers.requests import RunRequest
+
+logger = logging.getLogger(__name__)
+
+#: Seconds between two rings of the leader's doorbell.
+_RING_PAUSE: Final = 0.02
+#: Seconds over which the rate of finished runs is measured.
+_RATE_WINDOW: Final = 0.25
+EVERY_QUEUE: Final = "*"
+
+
+class Registry(Protocol):
+    """The worker's own row in SQL; `batching.registry.WorkerRegistry`."""
+
+    def register(self, info: WorkerInfo) -> None: ...
+    def beat(self, worker_id: str, *, draining: bool = False) -> bool: ...
+    def running(self, worker_id: str) -> list[RunId]: ...
+    def give_back(self, worker_id: str, runs: Sequence[RunId]) -> int: ...
+    def queues(self) -> list[str]: ...
+    def leave(self, worker_id: str) -> None: ...
+
+
+class Executor(Protocol):
+    """The worker's pool, seen from the consumer."""
+
+    pool: str
+    hostname: str
+
+    def slots(self) -> int:
+        """Runs that can go on at once, now."""
+
+    def handover(self) -> int:
+        """Runs that may be in the pool's hands at once: its slots, and what may wait at its door."""
+
+    def prepare(self, claimed: Claimed, holder: str, consumer: LaneConsumer) -> RunRequest:
+        """Make the request of a claimed run, and announce it as received."""
+
+    def execute(self, request: RunRequest) -> None:
+        """Hand a run to the pool; it will call `run_started` and `run_ended`."""
+
+    def withdraw(self, request: RunRequest) -> bool:
+        """Take a run that has not begun out of the pool; False when it may begin all the same."""
+
+    def terminate(self, requests: Sequence[RunRequest], *, force: bool) -> bool:
+        """Interrupt what runs; False when this pool cannot."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """What a consumer works with."""
+
+    loop: Loop
+    executor: Executor
+    manager: IBatchExecutionManager
+    registry: Registry
+    publisher: RedisPublisher
+    settings: Settings
+    handlers: frozenset[str]
+
+
+class LaneConsumer:
+    """See the module. `start`, then it goes by itself; `workers.drain.Drain` ends it."""
+
+    def __init__(self, ports: Ports) -> None:
+        self._ports = ports
+        self.loop, self.executor, self.registry = ports.loop, ports.executor, ports.registry
+        self.settings = ports.settings
+        self.gate = SqlGate(self.loop, self._reopen)
+        self.outcomes = Outcomes(ports.manager, self.settings.flush_size, self.settings.flush_interval)
+        self.popper = Popper(self.loop, ports.publisher, self._popped)
+        self.reader = Reader(ports.handlers)
+        self.info = self._fresh_identity()
+        self.registered = False
+        self.pending: dict[RunId, Offer] = {}
+        """Popped, not claimed."""
+        self.held: dict[RunId, RunRequest] = {}
+        """Claimed, not settled: what SQL shall think that this worker runs."""
+        self.active: dict[RunId, RunRequest] = {}
+        """Claimed, not over."""
+        self.ready: deque[RunRequest] = deque()
+        """Claimed, not handed to the pool."""
+        self.draining = False
+        self.on_quiet: Callable[[], None] | None = None
+        """Called after each turn while draining."""
+        self.duplicates = self.refused = 0
+        self._alone: Offer | None = None
+        self._alone_run: RunId | None = None
+        self._handed = 0
+        self._queues: tuple[str, ...] = ()
+        self._keys: list[str] = []
+        self._pending_since = 0.0
+        self._dry = False
+        self._rung = 0.0
+        self._pump_planned = False
+        self._rate = 0.0
+        self._ended = 0
+        self._rate_since = monotonic()
+
+    @property
+    def worker_id(self) -> str:
+        """Under which this worker claims now."""
+        return self.info.id
+
+    def start(self) -> None:
+        """Register and begin. Call it in the loop's thread, or before the loop runs."""
+        self.heartbeat()
+        self.loop.call_repeatedly(self.settings.heartbeat_interval, self.heartbeat)
+
+    # --- what the pool tells; from any thread
+
+    def run_started(self, request: RunRequest) -> None:
+        """Nothing waits for it; the request itself knows."""
+
+    def run_ended(self, request: RunRequest, outcome: Outcome) -> None:
+        """A run is over."""
+        self.loop.call_soon(self._run_ended, request, outcome)
+
+    def _run_ended(self, request: RunRequest, outcome: Outcome) -> None:
+        self.active.pop(request.claimed.run, None)
+        if request.handed:
+            self._handed -= 1
+        if self._alone_run == request.claimed.run:
+            self._alone_run = None
+        self.outcomes.add(request, outcome)
+        self._measure()
+        if len(self.outcomes) == 1:
+            self.loop.call_later(self.settings.flush_interval, self.pump)
+        self._plan_pump()
+
+    # --- the turn
+
+    def pump(self) -> None:
+        """Do whatever can be done now: hand over, settle, claim, pop. Repeatable."""
+        self._pump_planned = False
+        self._hand_over()
+        self.settle_due()
+        if not self.draining:
+            self._claim_due()
+            self._hand_over()
+            self._pop()
+        elif self.on_quiet is not None:
+            self.on_quiet()
+
+    def _plan_pump(self) -> None:
+        # Results arrive in bursts: one turn for all of them makes larger groups.
+        if not self._pump_planned:
+            self._pump_planned = True
+            self.loop.call_soon(self.pump)
+
+    def _hand_over(self) -> None:
+        while self.ready and self._handed < self.executor.handover():
+            request = self.ready.popleft()
+            if not request.over:
+                self._handed += 1
+                request.handed = True
+                self.executor.execute(request)
+
+    # --- popping
+
+    def _target(self) -> int:
+        """Runs to hold: what the pool can take twice over, and two flushes' worth at the present rate."""
+        buffer = min(self.settings.flush_size, int(2 * self.settings.flush_interval * self._rate))
+        return 2 * self.executor.slots() + buffer
+
+    def _credit(self) -> int:
+        if self._alone is not None or self._alone_run is not None or not self.gate.open or not self.registered:
+            return 0
+        if len(self.outcomes) >= 2 * self.settings.flush_size:
+            return 0
+        target = self._target()
+        credit = target - len(self.pending) - len(self.active)
+        # Not one by one: short profiles come in groups then, and long ones are not hoarded either way.
+        return min(credit, self.settings.flush_size) if credit >= max(1, target // 3) else 0
+
+    def _pop(self) -> None:
+        credit = self._credit()
+        if credit > 0:
+            self.popper.ask(self._keys, credit)
+
+    def _popped(self, key: str, messages: Sequence[bytes], asked: int) -> None:
+        self._dry = len(messages) < asked
+        for raw in messages:
+            offer = self.reader.read(key, raw)
+            if offer is not None:
+                self._offered(offer)
+        self.pump()
+
+    def _offered(self, offer: Offer) -> None:
+        if offer.run in self.held or offer.run in self.pending:
+            self.duplicates += 1
+        elif self.draining or self._alone is not None:
+            self._put_back([offer])
+        elif offer.alone:
+            self._alone = offer
+            # Others may serve them meanwhile: it can take long until this worker is empty.
+            self.return_pending()
+        else:
+            if not self.pending:
+                self._pending_since = monotonic()
+                self.loop.call_later(self.settings.flush_interval, self.pump)
+            self.pending[offer.run] = offer
+
+    def return_pending(self) -> None:
+        """Put what was popped and not claimed back into its lanes."""
+        offers, self.pending = list(self.pending.values()), {}
+        if self.draining and self._alone is not None:
+            offers.append(self._alone)
+            self._alone = None
+        self._put_back(offers)
+
+    def _put_back(self, offers: Sequence[Offer]) -> None:
+        self.put_back_raw([(offer.key, offer.raw) for offer in offers])
+
+    def put_back_raw(self, pairs: Sequence[tuple[str, bytes]]) -> None:
+        """Put messages back; when the broker is away they are lost, and published again in time."""
+        if pairs:
+            try:
+                self._ports.publisher.put_back(pairs)
+            except BrokerUnavailableError as error:
+                logger.info("Could not put %d messages back: %s", len(pairs), error)
+
+    # --- claiming
+
+    def _claim_due(self) -> None:
+        if not self.gate.open or not self.registered:
+            return
+        if self._alone is not None:
+            if not self.active:
+                offer, self._alone = self._alone, None
+                if self._claim([offer]) and self.active:
+                    self._alone_run = offer.run
+            return
+        if not self.pending or self._alone_run is not None:
+            return
+        idle = len(self.active) < self.executor.slots()
+        waited = monotonic() >= self._pending_since + self.settings.flush_interval
+        if idle or waited or self._credit() == 0:
+            self._claim(list(self.pending.values())[: self.settings.flush_size])
+
+    def _claim(self, offers: list[Offer]) -> bool:
+        try:
+            result = self.gate.run(lambda: self._ports.manager.claim(self.worker_id, [offer.run for offer in offers]))
+        except Exception:
+            # Not the database's absence: the same group would fail again, and what is lost is published again.
+            logger.exception("Could not claim %d runs; their messages are dropped", len(offers))
+            self._forget(offers)
+            return True
+        if result is None:
+            if offers[0].alone:
+                self._alone = offers[0]
+            return False
+        self._forget(offers)
+        self.refused += result.refused
+        for claimed in result.claimed:
+            request = self.executor.prepare(claimed, self.worker_id, self)
+            self.held[claimed.run] = self.active[claimed.run] = request
+            self.ready.append(request)
+        return True
+
+    def _forget(self, offers: Sequence[Offer]) -> None:
+        for offer in offers:
+            self.pending.pop(offer.run, None)
+
+    # --- settling
+
+    def settle_due(self) -> None:
+        """Settle as many groups as are due."""
+        while self.gate.open and self.outcomes.due(idle=not self.active or self.draining):
+            done = self.gate.run(self.outcomes.settle)
+            if done is None:
+                return
+            for request in done:
+                if self.held.get(request.claimed.run) is request:
+                    del self.held[request.claimed.run]
+            self._ring()
+
+    def _ring(self) -> None:
+        """Wake the leader when the lanes ran empty: it has settled profiles to replace."""
+        if (self._dry or self.popper.outstanding) and monotonic() >= self._rung + _RING_PAUSE:
+            self._rung = monotonic()
+            try:
+                self._ports.publisher.hint()
+            except BrokerUnavailableError:
+                return
+
+    # --- life
+
+    def heartbeat(self) -> None:
+        """Show that this worker lives, learn of new queues, and give back what SQL thinks it runs and it does not."""
+        if self.gate.open:
+            self._beat()
+            self.pump()
+
+    def _reopen(self) -> None:
+        # Before the claim that failed is repeated: its COMMIT may have gone through. Those runs are this worker's, but
+        # their payloads are not known, so they are given back.
+        self._beat()
+        self.pump()
+
+    def _beat(self) -> None:
+        self.gate.run(self._beat_once)
+
+    def _beat_once(self) -> bool:
+        if not self.registered:
+            self.registry.register(self.info)
+            self.registered = True
+        elif not self.registry.beat(self.worker_id, draining=self.draining):
+            self._be_reborn()
+        if not self.draining:
+            self._serve(self.registry.queues() if EVERY_QUEUE in self.settings.queues else self.settings.queues)
+        self._give_back_strays()
+        return True
+
+    def _give_back_strays(self) -> None:
+        strays = [run for run in self.registry.running(self.worker_id) if run not in self.held]
+        if strays:
+            returned = self.registry.give_back(self.worker_id, strays)
+            logger.warning(
+                "Gave back %d runs that SQL counted as running here and this worker does not know, such as %s",
+                returned,
+                strays[0].task_id,
+            )
+            for run in strays:
+                self.pending.pop(run, None)
+
+    def _be_reborn(self) -> None:
+        """This worker was declared dead: what it held is pending again, so what has not begun must not begin."""
+        logger.warning("Worker %s was declared dead; going on under a new identity", self.worker_id)
+        self.info = self._fresh_identity()
+        self.registry.register(self.info)
+        for request in list(self.active.values()):
+            if not request.started and (not request.handed or self.executor.withdraw(request)):
+                request.finish(Outcome(Ending.GIVEN_BACK))
+
+    def _fresh_identity(self) -> WorkerInfo:
+        executor = self.executor
+        return announce(
+            executor.hostname, executor.pool, executor.slots(), self._ports.handlers, self.settings.queues
+        )
+
+    def _serve(self, queues: Sequence[str]) -> None:
+        if tuple(queues) != self._queues:
+            self._queues = tuple(queues)
+            lanes = [Lane(queue, handler) for queue in queues for handler in sorted(self._ports.handlers)]
+            self._keys = [lane_key(self.settings.key_prefix, lane) for lane in lanes]
+
+    def _measure(self) -> None:
+        self._ended += 1
+        elapsed = monotonic() - self._rate_since
+        if elapsed >= _RATE_WINDOW:
+            self._rate = (self._rate + self._ended / elapsed) / 2
+            self._ended, self._rate_since = 0, monotonic()
+
+
+__all__ = ["DatabaseUnavailableError", "Executor", "LaneConsumer", "Ports", "Registry"]

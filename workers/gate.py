@@ -1,0 +1,59 @@
+"""Whether SQL can be used now. While it cannot, work waits in memory and a timer tries again; nothing ever sleeps."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from batching.errors import DatabaseUnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from workers.loops import Loop
+
+logger = logging.getLogger(__name__)
+
+_FIRST_PAUSE: Final = 0.1
+_LONGEST_PAUSE: Final = 5.0
+
+_Result = TypeVar("_Result")
+
+
+class SqlGate:
+    """Runs SQL calls, and closes for a growing pause when the database is away.
+
+    Args:
+        loop: Its timer ends the pause.
+        reopen: Called at the end of each pause; makes the first call through `run` again.
+    """
+
+    def __init__(self, loop: Loop, reopen: Callable[[], None]) -> None:
+        self._loop = loop
+        self._reopen = reopen
+        self._pause = 0.0
+        self.open = True
+
+    def run(self, call: Callable[[], _Result]) -> _Result | None:
+        """Make one call.
+
+        Returns:
+            What it returned; None when the database is away, and then the gate is closed.
+        """
+        try:
+            result = call()
+        except DatabaseUnavailableError as error:
+            self._close(error)
+            return None
+        if self._pause:
+            logger.info("The database is back")
+            self._pause = 0.0
+        self.open = True
+        return result
+
+    def _close(self, error: DatabaseUnavailableError) -> None:
+        if not self._pause:
+            logger.warning("The database is away; runs and outcomes wait in memory: %s", error)
+        self.open = False
+        self._pause = min(_LONGEST_PAUSE, 2 * self._pause or _FIRST_PAUSE)
+        self._loop.call_later(self._pause, self._reopen)

@@ -1,0 +1,213 @@
+"""The manager: elects one leader, and the leader promotes, dispatches and sweeps. A subprocess of each worker, or alone.
+
+Needs SQL and redis-py, no Celery: it starts quickly and holds no pool.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING
+
+import structlog
+import uuid_utils
+
+from batching import migration
+from batching.database import Database
+from batching.dispatcher import Dispatcher
+from batching.errors import BatchingError, BrokerUnavailableError, ConfigurationError, DatabaseUnavailableError
+from batching.execution_manager import BatchExecutionManager
+from batching.measure import Measurer
+from batching.outlook import look
+from batching.settings import get_settings
+from batching.state_manager import BatchStateManager
+from batching.sweeper import Sweeper
+from workers.publisher import RedisPublisher
+
+if TYPE_CHECKING:
+    from batching.interfaces import LeaderTerm
+    from batching.settings import Settings
+
+log = structlog.get_logger("batching.manager")
+
+#: Seconds between two passes of the sweep, and between two measurements of the rates.
+SWEEP_INTERVAL = 1.0
+#: Seconds that one tick may spend on writing bulk moves into rows before it looks at the rest again.
+REWRITE_SLICE = 0.2
+#: Ticks in a row without waiting, while there is more to do.
+_BUSY_TICKS = 50
+
+
+class Manager:
+    """One candidate for leadership.
+
+    Args:
+        settings: Leases and intervals.
+        database: The store.
+        publisher: The broker's border, also the doorbell that wakes the leader.
+    """
+
+    def __init__(self, settings: Settings, database: Database, publisher: RedisPublisher) -> None:
+        self.id = str(uuid_utils.uuid7())
+        self._settings = settings
+        self._database = database
+        self._publisher = publisher
+        self._state = BatchStateManager(database, max_losses=settings.max_losses)
+        execution = BatchExecutionManager(self._state, publisher, max_losses=settings.max_losses)
+        self._dispatcher = Dispatcher(self._state, execution, settings)
+        self._sweeper = Sweeper(self._state, execution, publisher, settings)
+        self._measurer = Measurer(database)
+        self._stopping = threading.Event()
+        self._term: LeaderTerm | None = None
+        self._renewed_at = 0.0
+        self._next_sweep = 0.0
+
+    def stop(self) -> None:
+        """Ask the loop to end; safe from a signal handler, and to call twice."""
+        self._stopping.set()
+
+    def run(self) -> None:
+        """Lead, or stand by, until `stop`. An outage of SQL or of the broker is waited out."""
+        pause = 0.0
+        while not self._stopping.is_set():
+            try:
+                pause = self._turn()
+            except DatabaseUnavailableError as error:
+                pause = min(5.0, max(0.2, 2 * pause))
+                log.warning("database is away", error=str(error), retry_in=pause)
+                self._term = None
+            self._wait(pause)
+        self._resign()
+
+    def _turn(self) -> float:
+        """One turn; returns the seconds to wait before the next."""
+        term = self._lead()
+        if term is None:
+            return self._settings.leader_lease / 6
+        for _ in range(_BUSY_TICKS):
+            if not self.tick(term) or self._stopping.is_set():
+                return self._settings.poll_interval
+            if time.monotonic() - self._renewed_at > self._settings.leader_lease / 3:
+                return 0.0
+        return 0.0
+
+    def _lead(self) -> LeaderTerm | None:
+        """This process's term, renewed in time; None while somebody else leads."""
+        started = time.monotonic()
+        if self._term is not None:
+            if started - self._renewed_at < self._settings.leader_lease / 3:
+                return self._term
+            if self._state.renew(self._term, self._settings.leader_lease):
+                self._renewed_at = started  # from before the request: the lease cannot be older than we believe
+                return self._term
+            log.warning("leadership is lost", manager=self.id)
+            self._term = None
+        self._term = self._state.lead(self.id, self._settings.leader_lease)
+        if self._term is not None:
+            log.info("leads", manager=self.id, epoch=self._term.epoch)
+            self._renewed_at = started
+            self._sweeper.forget()
+            self._dispatcher.forget()
+            self._next_sweep = 0.0
+        return self._term
+
+    def tick(self, term: LeaderTerm) -> bool:
+        """Promote, dispatch, sweep once; returns whether there is more to do at once."""
+        outlook = look(self._database, self._settings.worker_lease)
+        more = False
+        if time.monotonic() >= self._next_sweep:
+            self._next_sweep = time.monotonic() + SWEEP_INTERVAL
+            swept = self._sweeper.sweep(term, outlook)
+            self._measurer.measure(term, outlook)
+            more = bool(swept.concluded or swept.lost_runs)
+        more |= self._rewrite(outlook.unwritten)
+        promoted = self._dispatcher.promote(term, outlook)
+        try:
+            self._dispatcher.dispatch(term, outlook)
+        except BrokerUnavailableError as error:
+            log.warning("broker is away", error=str(error))
+            return False
+        if promoted:
+            self._state.conclude(promoted)  # an empty batch has nothing to wait for
+        return more or bool(promoted)
+
+    def _rewrite(self, unwritten: list[str]) -> bool:
+        """Write bulk moves into their rows for a slice of time; returns whether some are left."""
+        until = time.monotonic() + REWRITE_SLICE
+        for batch_id in unwritten:
+            while self._state.rewrite(batch_id):
+                if time.monotonic() > until:
+                    return True
+        return bool(unwritten)
+
+    def _wait(self, seconds: float) -> None:
+        """Until a hint comes or the time is over. Standing by and outages are waited out without hints."""
+        if seconds <= 0 or self._stopping.is_set():
+            return
+        if self._term is None:
+            self._stopping.wait(seconds)
+            return
+        try:
+            self._publisher.wait_hint(seconds)
+        except BrokerUnavailableError:
+            self._stopping.wait(seconds)
+
+    def _resign(self) -> None:
+        if self._term is not None:
+            with contextlib.suppress(BatchingError):  # it lapses by itself
+                self._state.resign(self._term)
+            self._term = None
+
+
+def build(settings: Settings) -> Manager:
+    """A manager over the configured store and broker.
+
+    Raises:
+        ConfigurationError: One of them is not configured.
+        SchemaVersionError: The schema does not fit.
+    """
+    if settings.database_url is None or settings.broker_url is None:
+        missing = "BATCHING_DATABASE_URL" if settings.database_url is None else "BATCHING_BROKER_URL"
+        raise ConfigurationError(f"cannot start a manager: {missing} is not set; a manager needs SQL and a broker")
+    # Longer than a worker's: the leader's statements touch more rows, and nobody's event loop waits for them.
+    database = Database(settings.database_url, timeout=max(10.0, settings.sql_timeout))
+    migration.check(database)
+    publisher = RedisPublisher(settings.broker_url, settings.key_prefix)
+    return Manager(settings, database, publisher)
+
+
+def main(*, tied: bool = False) -> int:
+    """Run a manager until SIGTERM or SIGINT.
+
+    Args:
+        tied: Also end when standard input closes: the process that started this one holds the other end of the pipe,
+            so this one cannot outlive it, however it dies.
+
+    Returns:
+        The exit code.
+    """
+    try:
+        manager = build(get_settings())
+    except BatchingError as error:
+        sys.stderr.write(f"batching manager: {error}\n")
+        return 2
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: manager.stop())
+    if tied:
+        threading.Thread(target=_end_with_parent, args=(manager,), daemon=True).start()
+    manager.run()
+    return 0
+
+
+def _end_with_parent(manager: Manager) -> None:
+    while os.read(sys.stdin.fileno(), 1024):
+        pass
+    manager.stop()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(tied=True))

@@ -1,0 +1,90 @@
+"""Messages as they come out of a lane's list: anything may lie there, and none of it may hurt the worker."""
+
+from __future__ import annotations
+
+import json
+import logging
+import uuid
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from batching.interfaces import RunId
+
+if TYPE_CHECKING:
+    from collections.abc import Container
+
+logger = logging.getLogger(__name__)
+
+#: Bytes; a message of ours has some 900. Larger ones are not even parsed.
+LARGEST: Final = 16_384
+_NUMBER: Final = 2**31 - 1
+
+
+class Offer(NamedTuple):
+    """A run that may be claimed."""
+
+    run: RunId
+    handler: str
+    alone: bool
+    key: str
+    """The list that it came from, and the message as it was: to put it back."""
+    raw: bytes
+
+
+class Junk(Exception):  # noqa: N818 - not an error of this program; never leaves this module
+    """What a message was that is not an offer."""
+
+
+class Reader:
+    """Reads messages, counts and drops junk, and says so once per kind.
+
+    Args:
+        handlers: Names that this worker serves.
+    """
+
+    def __init__(self, handlers: Container[str]) -> None:
+        self._handlers = handlers
+        self.junk: dict[str, int] = {}
+
+    def read(self, key: str, raw: bytes) -> Offer | None:
+        """The offer in a message; None for junk, which is counted. Never raises."""
+        try:
+            return self._parse(key, raw)
+        except Junk as junk:
+            kind = str(junk)
+            self.junk[kind] = self.junk.get(kind, 0) + 1
+            if self.junk[kind] == 1:
+                logger.warning(
+                    "Dropped a message from %s: %s; it begins %.80r. Further ones of this kind are only counted. "
+                    "Something else writes into the lanes' lists",
+                    key,
+                    kind,
+                    raw[:80],
+                )
+            return None
+
+    def _parse(self, key: str, raw: bytes) -> Offer:
+        if len(raw) > LARGEST:
+            raise Junk("over 16,384 bytes")
+        try:
+            message: Any = json.loads(raw)
+        except (ValueError, RecursionError):
+            raise Junk("not JSON, or nested too deeply") from None
+        headers = message.get("headers") if isinstance(message, dict) else None
+        if not isinstance(headers, dict):
+            raise Junk("no task message")
+        handler = headers.get("task")
+        if not isinstance(handler, str) or handler not in self._handlers or not key.endswith(f":{handler}"):
+            raise Junk("a task that this lane does not carry")
+        return Offer(_run_id(headers.get("id")), handler, headers.get("alone") is True, key, raw)
+
+
+def _run_id(task_id: Any) -> RunId:
+    try:
+        run = RunId.parse(task_id)
+        # One id that the database cannot read would fail the claim of its whole group.
+        canonical = str(uuid.UUID(run.batch_id)) == run.batch_id
+    except (AttributeError, TypeError, ValueError):
+        raise Junk("no run's task id") from None
+    if not canonical or not 0 < run.number <= _NUMBER or not 0 < run.run <= _NUMBER:
+        raise Junk("no run's task id")
+    return run
