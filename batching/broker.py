@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 
 import redis
@@ -11,6 +11,9 @@ from redis.retry import Retry
 
 from batching.errors import BrokerUnavailableError, ConfigurationError
 from batching.settings import mask_url
+
+if TYPE_CHECKING:
+    from types import TracebackType
 
 #: Seconds: a Redis that does not answer must hold nobody up for long.
 CONNECT_TIMEOUT = 3.0
@@ -63,7 +66,9 @@ class translated_errors:  # noqa: N801 - used as a statement: `with translated_e
     def __enter__(self) -> None:
         return None
 
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if isinstance(error, redis.RedisError | OSError):
             raise BrokerUnavailableError(
                 f"cannot reach the broker {mask_url(self._url)}: {error}; check that it runs and that "

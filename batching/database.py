@@ -43,9 +43,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from types import TracebackType
 
-#: SQLSTATE class 08 is a broken connection, 57P0x a server going down or coming up: nothing is wrong with the statement.
+#: SQLSTATE class 08 is a broken connection, 57P0x a server that goes down or comes up: the statement is not to blame.
 _UNAVAILABLE_SQLSTATES = ("08", "57P0", "53300")
-#: Serialisation failure, deadlock, lock not available, statement cancelled by a timeout: the same statement may go through.
+#: Serialisation failure, deadlock, lock not available, statement over its time-out: it may go through when repeated.
 _TRANSIENT_SQLSTATES = ("40001", "40P01", "55P03", "57014")
 
 

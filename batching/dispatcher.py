@@ -1,4 +1,4 @@
-"""Promotion and windowed dispatch: what the leader does in every tick. Decides from an `Outlook`, acts through moves."""
+"""Promotion and windowed dispatch: what the leader does in every tick. Decides by an `Outlook`, acts through moves."""
 
 from __future__ import annotations
 

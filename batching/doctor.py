@@ -43,7 +43,7 @@ class _Finding(NamedTuple):
     worker_id: str | None = None
 
 
-def examine(database: Database, publisher: Publisher | None = None, fix: bool = False) -> Report:  # noqa: FBT001, FBT002
+def examine(database: Database, publisher: Publisher | None = None, fix: bool = False) -> Report:
     """Compare everything that must agree.
 
     Safe beside running workers: each batch is read in one snapshot, in which counters and rows agree at every commit.
@@ -56,9 +56,7 @@ def examine(database: Database, publisher: Publisher | None = None, fix: bool = 
     repaired: list[str] = []
     findings = list(_findings(database, publisher))
     if fix:
-        for finding in findings:
-            if _repair(database, finding):
-                repaired.append(finding.text)
+        repaired = [finding.text for finding in findings if _repair(database, finding)]
         findings = list(_findings(database, publisher)) if repaired else findings
     problems = [finding.text for finding in findings]
     return Report(not problems, problems, repaired)

@@ -42,7 +42,7 @@ class BatchExecutionManager:
         return self._state_manager.request_promotion(batch_id)
 
     def dispatch_batch(self, batch_id: str, limit: int, term: LeaderTerm) -> int:
-        """Publish after the commit: a crash between the two leaves dispatches without a message, which the sweep finds."""
+        """Publish after the commit: a crash between the two leaves dispatches without messages: the sweep's."""
         dispatches = self._state_manager.dispatch(batch_id, limit, term)
         self.republish(dispatches)
         return len(dispatches)

@@ -124,7 +124,7 @@ def load(modules: Iterable[str]) -> None:
     for module in modules:
         try:
             importlib.import_module(module)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - a user's module may raise anything
             trace = "".join(traceback.format_exception(error, limit=-8)).rstrip()
             raise HandlerImportError(
                 f"cannot import the handler module {module!r} (BATCHING_HANDLERS or --handlers):\n{trace}\n"

@@ -7,12 +7,13 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 from batching.errors import InvalidInputError
-from batching.states import BatchState, ProfileState, StopTarget
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from sqlalchemy import Connection
+
+    from batching.states import BatchState, ProfileState, StopTarget
 
 
 class RunId(NamedTuple):

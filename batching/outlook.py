@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from sqlalchemy import or_, select
 
 from batching.database import age, now
-from batching.interfaces import Lane
 from batching.models import batches, queues, workers
 from batching.moves import counters, leadership
 from batching.moves.rows import read_batches
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from batching.database import Database
-    from batching.interfaces import WorkerInfo
+    from batching.interfaces import Lane, WorkerInfo
     from batching.moves.counters import Counts
     from batching.moves.rows import BatchRow
 

@@ -54,7 +54,9 @@ def worker_lost(message: str) -> ErrorInfo:
     return ErrorInfo("WorkerLost", message, "worker-lost")
 
 
-def settlement(claimed: Claimed, outcome: Outcome, max_losses: int, jitter: float) -> Settlement:
+def settlement(  # noqa: C901, PLR0911 - a table of endings, read best in one place
+    claimed: Claimed, outcome: Outcome, max_losses: int, jitter: float
+) -> Settlement:
     """What to write for a run that ended: the one place where an ending becomes a state.
 
     Args:

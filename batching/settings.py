@@ -21,7 +21,7 @@ class Settings(BaseSettings):
     database_url: str | None = None
     """SQLAlchemy URL of the store, `postgresql+psycopg://…` or `sqlite:///…`; None: none configured."""
     broker_url: str | None = None
-    """Redis or Valkey URL that carries the lanes, `redis://`, `rediss://` or `redis+socket://`; None: none configured."""
+    """Redis or Valkey URL that carries the lanes: `redis://`, `rediss://`, `redis+socket://`; None: none configured."""
     handlers: Annotated[tuple[str, ...], NoDecode] = ()
     """Modules that workers import for their `profile_handler` marks; separated by commas."""
     queues: Annotated[tuple[str, ...], NoDecode] = ("*",)

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from batching.moves import batch as batch_moves
 from batching.moves import bulk, counters, leadership, profile, queue_order, rows, submission, sweep
-from batching.states import BatchState, StopTarget
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
         Settlement,
         SettleResult,
     )
+    from batching.states import BatchState, StopTarget
 
 
 class BatchStateManager:

@@ -68,7 +68,7 @@ class BulkMove(StrEnum):
 
     HOLD = "hold"
     """The batch stopped: what was dispatched and not claimed is pending again."""
-    NEXT_PASS = "next_pass"
+    NEXT_PASS = "next_pass"  # noqa: S105 - no password, a turn at the head of the queue
     """A new pass of a failed batch: what failed is pending again."""
     REOPEN = "reopen"
     """A person retries a finished batch: whatever is not done is pending again."""

@@ -25,6 +25,7 @@ CHUNK_BYTES = 4_000_000
 
 _NAME_LIMIT = 255
 _QUEUE_LIMIT = 64
+_PRIORITY_LIMIT = 1_000_000
 
 
 def submit(state_manager: BatchStateManager, spec: BatchSpec, profiles: Iterable[Any], limits: Limits) -> BatchReceipt:
@@ -75,11 +76,11 @@ def check_spec(spec: BatchSpec, limits: Limits) -> None:
     Raises:
         InvalidInputError: The message names the field, what was found, and what it may be.
     """
-    if not isinstance(spec.handler, str) or not HANDLER_NAME.fullmatch(spec.handler):
+    if not HANDLER_NAME.fullmatch(str(spec.handler)):
         raise InvalidInputError(
             f"cannot submit to the handler {spec.handler!r}: a handler's name has letters, digits, '_', '-' and '.'"
         )
-    if not isinstance(spec.queue, str) or not HANDLER_NAME.fullmatch(spec.queue) or len(spec.queue) > _QUEUE_LIMIT:
+    if not HANDLER_NAME.fullmatch(str(spec.queue)) or len(spec.queue) > _QUEUE_LIMIT:
         raise InvalidInputError(
             f"cannot submit to the queue {spec.queue!r}: a queue's name has letters, digits, '_', '-' and '.', at most "
             f"{_QUEUE_LIMIT}"
@@ -88,8 +89,10 @@ def check_spec(spec: BatchSpec, limits: Limits) -> None:
         raise InvalidInputError(
             f"cannot submit a batch named {spec.name[:80]!r}: a name has 1 to {_NAME_LIMIT} printable characters"
         )
-    if isinstance(spec.priority, bool) or not isinstance(spec.priority, int) or abs(spec.priority) > 1_000_000:
-        raise InvalidInputError(f"cannot submit with priority {spec.priority!r}: it is a whole number up to 1,000,000")
+    if type(spec.priority) is not int or abs(spec.priority) > _PRIORITY_LIMIT:
+        raise InvalidInputError(
+            f"cannot submit with priority {spec.priority!r}: it is a whole number up to {_PRIORITY_LIMIT:,}"
+        )
     if spec.key is not None:
         check_key(spec.key, limits, "the batch key")
 

@@ -1,4 +1,4 @@
-"""The manager: elects one leader, and the leader promotes, dispatches and sweeps. A subprocess of each worker, or alone.
+"""The manager: elects one leader, who promotes, dispatches and sweeps. A subprocess of each worker, or on its own.
 
 Needs SQL and redis-py, no Celery: it starts quickly and holds no pool.
 """

@@ -205,7 +205,10 @@ class RunRequest(Request):
         task_ready(self)
         # First the one who settles it: an event that cannot be sent must not cost the outcome.
         self.sink.run_ended(self, outcome)
-        self._tell(outcome, runtime)
+        try:
+            self._tell(outcome, runtime)
+        except Exception as error:
+            _log.debug("Could not send the event of %s: %r", self.id, error)
 
     def _from_pool(self, error: BaseException) -> Outcome:
         if self.stopping:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from batching.cli.access import Access
+    from batching.interfaces import Publisher
 
 
 class _Check(NamedTuple):
@@ -93,15 +94,9 @@ def doctor(ctx: click.Context, *, fix: bool, as_json: bool) -> None:
     from batching.doctor import examine  # noqa: PLC0415 - no other verb needs it
 
     access: Access = ctx.obj
-    report = examine(access.database, _publisher(access), fix)
+    report = examine(access.database, _publisher(access), fix=fix)
     if as_json:
-        print_json(
-            {
-                "ok": report.ok,
-                "problems": [_told(problem) for problem in report.problems],
-                "repaired": [_told(repair) for repair in report.repaired],
-            }
-        )
+        print_json(report._asdict())
     else:
         for repair in report.repaired:
             click.echo(f"repaired: {safe(repair)}")
@@ -111,7 +106,7 @@ def doctor(ctx: click.Context, *, fix: bool, as_json: bool) -> None:
     ctx.exit(0 if report.ok else 1)
 
 
-def _publisher(access: Access) -> Any:
+def _publisher(access: Access) -> Publisher | None:
     """The broker, when one is configured and answers; without it, only what SQL knows is examined."""
     if access.settings.broker_url is None:
         return None
@@ -124,10 +119,6 @@ def _publisher(access: Access) -> Any:
         click.echo(f"the broker is left out: {error}", err=True)
         return None
     return publisher
-
-
-def _told(entry: Any) -> Any:
-    return entry._asdict() if hasattr(entry, "_asdict") else str(entry)
 
 
 @click.group()

@@ -101,7 +101,8 @@ def _forget_standard_output() -> None:
     os.close(nowhere)
 
 
-@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+# Named, because Celery mounts a plug-in under the command's own name, not under that of its entry point.
+@click.group("batching", cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.option("--database", metavar="URL", help="The store, instead of BATCHING_DATABASE_URL.")
 @click.option("--broker", metavar="URL", help="Redis or Valkey, instead of BATCHING_BROKER_URL.")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")

@@ -41,7 +41,10 @@ _LABEL = 12
 @json_flag
 @click.pass_obj
 def list_batches(access: Access, queue: str | None, states: Sequence[str], limit: int, *, as_json: bool) -> None:
-    """List batches: running ones, the line in its order, then what ended last."""
+    """List batches.
+
+    Running ones come first, then the line in its order, then what ended last.
+    """
     chosen = [BatchState(state) for state in states] or None
     views = access.statistics.batches(queue, chosen, limit)
     if as_json:
@@ -82,7 +85,10 @@ def _print_list(views: Sequence[BatchView]) -> None:
 @json_flag
 @click.pass_obj
 def show(access: Access, batch_id: str, key: str | None, *, as_json: bool) -> None:
-    """Show one batch: how far it is, why it does not move, and its history."""
+    """Show one batch.
+
+    How far it is, why it does not move, and its history.
+    """
     if key is not None:
         runs = access.statistics.attempts(batch_id, key)
         if as_json:
@@ -162,7 +168,10 @@ def _print_runs(runs: Sequence[AttemptView]) -> None:
 @click.option("--json", "_json", is_flag=True, help="Accepted for symmetry: results are JSONL in any case.")
 @click.pass_obj
 def results(access: Access, batch_id: str, *, _json: bool) -> None:
-    """Print every profile of a batch as JSONL: key, state, attempts, result, error."""
+    """Print every profile of a batch as JSONL.
+
+    Each line has key, state, attempts, result and error.
+    """
     for line in access.statistics.results(batch_id):
         print_json(line.as_json())
 
@@ -172,7 +181,7 @@ def results(access: Access, batch_id: str, *, _json: bool) -> None:
 @json_flag
 @click.pass_obj
 def failures(access: Access, batch_id: str, *, as_json: bool) -> None:
-    """Print what failed in a batch, grouped by what went wrong."""
+    """Print what failed in a batch, by what went wrong."""
     groups = access.statistics.failures(batch_id)
     if as_json:
         print_json([group.as_json() for group in groups])

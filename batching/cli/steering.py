@@ -63,7 +63,10 @@ def cancel(access: Access, batch_id: str, reason: str, *, as_json: bool) -> None
 @json_flag
 @click.pass_obj
 def retry(access: Access, batch_id: str, *, as_json: bool) -> None:
-    """Put an ended batch back in line, for a new pass over what is not done."""
+    """Put an ended batch back in line.
+
+    It starts a new pass, over what is not done.
+    """
     found = access.statistics.resolve(batch_id)
     access.manager.retry(found)
     _report(access, found, "retried", as_json=as_json)
@@ -92,7 +95,10 @@ class _Place(click.ParamType[Any]):
 @json_flag
 @click.pass_obj
 def move(access: Access, batch_id: str, to: int | str, *, as_json: bool) -> None:
-    """Move a waiting batch to another PLACE in line: front, end, or 1 for next, 2, 3, …."""
+    """Move a waiting batch to another place.
+
+    PLACE is front, end, or 1 for next, 2, 3, ….
+    """
     found = access.statistics.resolve(batch_id)
     access.manager.move(found, to)
     _report(access, found, "moved", as_json=as_json)
@@ -109,7 +115,10 @@ def move(access: Access, batch_id: str, to: int | str, *, as_json: bool) -> None
 @json_flag
 @click.pass_obj
 def prune(access: Access, older_than: float | None, limit: int, *, as_json: bool) -> None:
-    """Delete ended batches, with their profiles and results, the oldest first."""
+    """Delete batches that ended long ago.
+
+    The oldest go first, with their profiles and results.
+    """
     days = access.settings.retention_days if older_than is None else older_than
     deleted = access.manager.prune(days, limit)
     if as_json:

@@ -57,7 +57,10 @@ def _value(text: str) -> Any:
 @json_flag
 @click.pass_context
 def submit(ctx: click.Context, /, handler: str, file: str, **given: Any) -> None:
-    """Submit FILE (CSV, JSONL or lines; - is standard input) as a batch for HANDLER."""
+    """Submit FILE as a batch for HANDLER.
+
+    FILE is CSV, JSONL or lines; - is standard input.
+    """
     access: Access = ctx.obj
     as_json: bool = given["as_json"]
     options = parse_options(given["pairs"])

@@ -41,7 +41,7 @@ def promote(connection: Connection, queue: str, term: LeaderTerm) -> str | None:
     """
     if connection.scalar(select(queues.c.paused).where(queues.c.name == queue)):
         return None
-    batch_id = connection.scalar(
+    batch_id: str | None = connection.scalar(
         select(batches.c.id)
         .where(
             batches.c.queue == queue,
@@ -143,9 +143,9 @@ def resume(connection: Connection, batch_id: str) -> BatchState:
     """Paused -> queued, at its old position."""
     batch = lock_batch(connection, batch_id)
     if batch.state is not BatchState.PAUSED:
-        hint = "it is on its way to paused; try again in a moment" if batch.target is StopTarget.PAUSED else ""
+        hint = "; it is on its way to paused, try again in a moment" if batch.target is StopTarget.PAUSED else ""
         raise IllegalMoveError(
-            f"cannot resume batch {batch_id}: it is {batch.state}; only paused batches can be resumed{hint and '; ' + hint}"
+            f"cannot resume batch {batch_id}: it is {batch.state}; only paused batches can be resumed{hint}"
         )
     move_batch(connection, batch, BatchState.QUEUED, "resumed", not_before=null())
     return BatchState.QUEUED

@@ -1,9 +1,9 @@
 """Bulk moves: verbs on a batch of any size, in constant time.
 
 `apply` commits a new generation of the batch together with the counters as they are *after* the move. From that commit
-on, every row of an older generation is read as moved (`states.effective_state`); `rewrite` then brings the rows up to date
-in bounded steps. Nothing of the batch is dispatched until that is done, and a claim or a settlement compares or writes
-the generation, so no row can escape its move.
+on, every row of an older generation is read as moved (`states.effective_state`); `rewrite` then brings the rows up to
+date in bounded steps. Nothing of the batch is dispatched until that is done, and a claim or a settlement compares or
+writes the generation, so no row can escape its move.
 """
 
 from __future__ import annotations
@@ -69,11 +69,7 @@ def rewrite(connection: Connection, batch_id: str, limit: int) -> bool:
     if batch is None or batch.rewritten == batch.generation:
         return False
     generation = batch.rewritten + 1
-    move = BulkMove(
-        connection.scalar(
-            select(bulk_moves.c.move).where(bulk_moves.c.batch_id == batch_id, bulk_moves.c.generation == generation)
-        )
-    )
+    move = younger_moves(connection, batch_id)[generation]
     done = _rewrite_step(connection, batch, move, generation, limit)
     values: dict[str, Any] = (
         {"rewritten": generation, "rewrite_cursor": 0} if done is None else {"rewrite_cursor": done}

@@ -1,8 +1,8 @@
 """The counters of a batch: exact, without a row that everybody writes.
 
-Each writer (a worker, a leader) has one row per batch and adds what its own guarded statements really moved. That row is
-also its ticket: a writer locks it *before* it looks at the batch, and a bulk move of the whole batch locks all of them.
-So a writer that holds its ticket sees a batch state that cannot change under it, and a bulk move sees exact sums,
+Each writer (a worker, a leader) has one row per batch and adds what its own guarded statements really moved. That row
+is also its ticket: a writer locks it *before* it looks at the batch, and a bulk move of the whole batch locks all of
+them. So a writer that holds its ticket sees a batch state that cannot change under it, and a bulk move sees exact sums,
 although neither writes the batch's row in the hot path. (A share lock on the batch's row would do the same, but
 PostgreSQL lets new share locks pass a waiting exclusive one, so a busy fleet could hold up a pause for ever.)
 """
@@ -15,12 +15,13 @@ from sqlalchemy import func, insert, literal, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from batching.models import NOBODY, batches, counters
-from batching.states import ProfileState
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
     from sqlalchemy import Connection
+
+    from batching.states import ProfileState
 
 
 class Counts(NamedTuple):

@@ -225,7 +225,7 @@ def settle(connection: Connection, writer_id: str, holder_id: str, settlements: 
 
 
 def _under(settlement: Settlement, batch: BatchRow) -> ProfileState:
-    """Where a profile really goes: what would wait again in a batch that is being cancelled or expires, ends with it."""
+    """Where a profile really goes: what would wait again in a batch that is cancelled or expires, ends with it."""
     if settlement.state is ProfileState.PENDING and batch.state is BatchState.STOPPING:
         if batch.target is StopTarget.CANCELLED:
             return ProfileState.CANCELLED

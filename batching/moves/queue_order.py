@@ -101,7 +101,7 @@ def _insert_at(connection: Connection, batch: BatchRow, place: int) -> int:
     slots = [row.position for row in rows]
     if len(set(slots)) != len(slots):
         slots = list(range(slots[0], slots[0] + len(slots)))
-    new = dict(zip(order, slots, strict=True))
+    new: dict[str, int] = dict(zip(order, slots, strict=True))
     for row in rows:
         if new[row.id] != row.position:
             connection.execute(update(batches).where(batches.c.id == row.id).values(position=new[row.id]))

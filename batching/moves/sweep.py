@@ -54,7 +54,7 @@ class LostEvidence:
 def take_suspects(
     connection: Connection, term: LeaderTerm, lost: LostEvidence, max_losses: int, limit: int = 5_000
 ) -> list[Dispatch]:
-    """Dispatched rows that look lost, marked as published once more; the claim is granted once, so a false alarm is free.
+    """Dispatched rows that look lost, marked as published once more; a claim is granted once, so a false alarm is free.
 
     A row is suspect when it has been silent for its delay and its lane's list is empty, or a later dispatch of its lane
     has been claimed (lists are first in, first out), or the broker lost everything. Settles the race with a claim: the

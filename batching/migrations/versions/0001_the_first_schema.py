@@ -1,5 +1,7 @@
 """The first schema."""
 
+# ruff: noqa: E501 - indexes read best on one line each
+
 from __future__ import annotations
 
 import sqlalchemy as sa

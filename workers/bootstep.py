@@ -1,0 +1,169 @@
+"""The lanes as a part of Celery's worker: a bootstep between its pool and its consumer."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+from celery import bootsteps
+from celery.signals import worker_before_create_process
+
+from batching.errors import BatchingError
+from workers.drain import Drain
+from workers.hubs import HubBridge, Turning, patient
+
+if TYPE_CHECKING:
+    from workers.wiring import Assembly
+
+logger = logging.getLogger(__name__)
+
+#: Seconds beyond the drain's own bounds after which a thread that does not answer is left behind.
+_THREAD_GRACE: Final = 15.0
+
+
+class Lanes(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery's is untyped
+    """Serves the lanes. After the pool at boot, before it at the stop: handlers need the pool to finish."""
+
+    requires = ("celery.worker.components:Pool",)
+    label = "Lanes"
+
+    def __init__(self, controller: Any, **options: Any) -> None:
+        super().__init__(controller, **options)
+        from workers.wiring import assemble  # noqa: PLC0415 - it makes this step, and this step makes it do its work
+
+        try:
+            self._assembly: Assembly = assemble(controller)
+        except BatchingError as error:
+            raise _for_people(error) from error
+        self._stopped = False
+        self._drained = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._bridge = HubBridge(self._assembly.loop)
+
+    def include_if(self, controller: Any) -> bool:
+        """Always."""
+        del controller
+        return True
+
+    def create(self, controller: Any) -> None:
+        """Nothing: the parts were made when this step was."""
+
+    def start(self, controller: Any) -> None:
+        """Begin to consume; Celery's own consumer starts next, and may wait for its broker as long as it takes."""
+        assembly = self._assembly
+        logger.info("Serving handlers %s as worker %s", ", ".join(sorted(assembly.handlers)), assembly.consumer.worker_id)
+        self._wait_patiently(controller)
+        if assembly.threaded:
+            assembly.loop.call_soon(assembly.consumer.start)
+            self._thread = threading.Thread(target=assembly.loop.run_forever, name="lanes", daemon=True)
+            self._thread.start()
+        else:
+            worker_before_create_process.connect(self._before_fork, weak=False, dispatch_uid=("lanes", id(self)))
+            assembly.consumer.start()
+        if controller.hub is not None:
+            self._attach(controller.hub)
+        if assembly.companion is not None:
+            assembly.companion.start()
+
+    def register_with_event_loop(self, controller: Any, hub: Any) -> None:
+        """Called whenever Celery's loop (re)starts, which forgot every reader."""
+        del controller
+        if not self._stopped:
+            self._attach(hub)
+
+    def stop(self, controller: Any) -> None:
+        """Drain, then stop the manager: while we drain, it still hands our profiles to others. Repeatable."""
+        self._finish(controller, self._assembly.settings.drain_timeout)
+
+    def terminate(self, controller: Any) -> None:
+        """Give everything back at once."""
+        self._finish(controller, 0.0)
+
+    def info(self, controller: Any) -> dict[str, Any]:
+        """What `inspect stats` shows of the lanes."""
+        del controller
+        consumer = self._assembly.consumer
+        return {
+            "lanes": {
+                "worker": consumer.worker_id,
+                "handlers": sorted(self._assembly.handlers),
+                "active": len(consumer.active),
+                "pending": len(consumer.pending),
+                "outcomes": len(consumer.outcomes),
+                "late": consumer.outcomes.late,
+                "refused": consumer.refused,
+                "duplicates": consumer.duplicates,
+                "junk": dict(consumer.reader.junk),
+            }
+        }
+
+    def _attach(self, hub: Any) -> None:
+        if self._assembly.solo is not None:
+            self._assembly.solo.attach(hub)
+        if not self._assembly.threaded:
+            self._bridge.attach(hub)
+
+    def _wait_patiently(self, controller: Any) -> None:
+        """Keep our part turning while Celery's consumer waits for its broker in this thread."""
+        consumer = controller.consumer
+        if controller.hub is None or self._assembly.kind not in {"prefork", "solo"}:
+            return
+        connect = consumer.ensure_connected
+
+        def ensure_connected(connection: Any) -> Any:
+            if consumer.connection is None:
+                self._give_back_forgotten()
+            return connect(patient(lambda: self._turning(controller), connection))
+
+        consumer.ensure_connected = ensure_connected
+
+    def _turning(self, controller: Any) -> Turning:
+        return Turning(controller.hub, controller.pool, self._attach)
+
+    def _give_back_forgotten(self) -> None:
+        """When its broker is lost, Celery makes the pool forget what it has not begun: those would never call back."""
+        from batching.interfaces import Ending, Outcome  # noqa: PLC0415 - only on this rare path
+
+        for request in list(self._assembly.consumer.active.values()):
+            if self._assembly.executor.forgotten(request):
+                request.finish(Outcome(Ending.GIVEN_BACK))
+
+    def _before_fork(self, **_: Any) -> None:
+        # A forked child must not share a connection: SQLite forbids it, and libpq's would be shut by either side.
+        self._assembly.database.close()
+
+    def _finish(self, controller: Any, timeout: float) -> None:
+        if self._stopped:
+            return
+        self._stopped = True
+        assembly = self._assembly
+        drain = Drain(assembly.consumer, timeout, self._drained.set)
+        assembly.loop.call_soon(drain.begin)
+        if self._thread is None:
+            with self._turning(controller) as turn:
+                while not self._drained.is_set():
+                    turn()
+        else:
+            self._await_thread(timeout)
+        if assembly.companion is not None:
+            assembly.companion.stop()
+        worker_before_create_process.disconnect(dispatch_uid=("lanes", id(self)))
+        assembly.close()
+
+    def _await_thread(self, timeout: float) -> None:
+        started = monotonic()
+        if not self._drained.wait(timeout + _THREAD_GRACE):
+            logger.warning("The lanes' thread did not end within %.0f s; leaving it behind", monotonic() - started)
+        self._assembly.loop.stop()
+        assert self._thread is not None
+        self._thread.join(5.0)
+
+
+def _for_people(error: BatchingError) -> Exception:
+    """Under Celery's command line, a message and exit code 1 in place of a traceback through its internals."""
+    if click.get_current_context(silent=True) is None:
+        return error
+    return click.ClickException(str(error))

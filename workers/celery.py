@@ -1,0 +1,76 @@
+"""The Celery application that workers run: `celery -A workers worker`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery import Celery
+from celery.signals import celeryd_init
+
+from batching.settings import get_settings
+from workers.wiring import install
+
+settings = get_settings()
+
+app = Celery("workers")
+app.conf.update(
+    # The same server carries the lanes and Celery's own remote control. Not set: `--help` works, a worker says why not.
+    broker_url=settings.broker_url,
+    # JSON only: a pickle in a list is code that anybody runs who can write there.
+    accept_content=["json"],
+    task_serializer="json",
+    result_serializer="json",
+    # Outcomes are in SQL; a result backend would keep a second copy, and chords would wait on it.
+    result_backend=None,
+    task_ignore_result=True,
+    task_store_errors_even_if_ignored=False,
+    # A queue of our own name: on a shared server, a plain `celery` queue belongs to somebody else.
+    task_default_queue="batching",
+    # Without these, a Redis that restarts, is read-only, full or refuses a command would end the worker.
+    broker_connection_retry_on_startup=True,
+    broker_connection_max_retries=None,
+    broker_channel_error_retry=True,
+    broker_transport_options={
+        # Several installations can share one server.
+        "global_keyprefix": settings.key_prefix,
+        # A frozen server would hang a publish or a poll for ever.
+        "socket_timeout": 5,
+        "socket_connect_timeout": 3,
+        "health_check_interval": 25,
+        "retry_on_timeout": False,
+        # Order is SQL's: one list per queue.
+        "priority_steps": [0],
+        # Publishing gives up soon; who publishes has SQL to fall back on.
+        "max_retries": 1,
+        "interval_start": 0,
+        "interval_step": 0.2,
+        "interval_max": 0.5,
+    },
+    task_publish_retry_policy={"max_retries": 1, "interval_start": 0, "interval_step": 0.2, "interval_max": 0.5},
+    # Early acknowledgement: SQL is what remembers a run, and a redelivery would only be refused.
+    task_acks_late=False,
+    worker_prefetch_multiplier=1,
+    # Off unless asked for: replacing a child costs up to half a second.
+    worker_max_tasks_per_child=None,
+    # It is a pickle on disk.
+    worker_state_db=None,
+    # On, or Flower's `enable_events` finds no dispatcher; events themselves are off until -E or Flower turns them on.
+    worker_enable_remote_control=True,
+    worker_send_task_events=False,
+    # The root logger is the program's that embeds us; Celery's own set-up keeps it as it is when it has handlers.
+    worker_hijack_root_logger=True,
+    enable_utc=True,
+    timezone="UTC",
+)
+install(app, handlers=["workers.handlers.records"])
+
+
+@celeryd_init.connect(sender=None, weak=False)
+def _without_chatter(options: dict[str, Any] | None = None, conf: Any = None, instance: Any = None, **_: Any) -> None:
+    """Workers know of each other through SQL: gossip and mingle only cost, and gossip leaked queues on Redis."""
+    if options is not None and getattr(instance, "app", None) is app and conf is app.conf:
+        options["without_gossip"] = True
+        options["without_mingle"] = True
+
+
+__all__ = ["app"]

@@ -1,0 +1,162 @@
+"""The worker's pool, seen from the consumer: who hands over, who can be withdrawn, who can be interrupted."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from collections import deque
+from contextlib import suppress
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final
+
+from batching.interfaces import Ending, Outcome
+from workers.requests import RunRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from batching.interfaces import Claimed
+    from workers.consumer import LaneConsumer
+
+logger = logging.getLogger(__name__)
+
+#: Seconds that the main thread of a solo worker runs profiles before Celery's own loop gets its turn.
+_SLICE: Final = 0.05
+
+
+class PoolExecutor:
+    """Hands runs to the pool directly: prefork in its own loop's thread, threads and gevent from ours.
+
+    Args:
+        controller: Celery's worker.
+        pool: `prefork`, `threads` or `gevent`.
+        result_limit: Bytes of one encoded result.
+    """
+
+    def __init__(self, controller: Any, pool: str, result_limit: int) -> None:
+        self.pool = pool
+        self.hostname = str(controller.hostname)
+        self._controller = controller
+        self._result_limit = result_limit
+
+    def slots(self) -> int:
+        """Runs that can go on at once; the pool may grow and shrink."""
+        pool = self._controller.pool
+        # Before the pool is started, it has no number of its own.
+        try:
+            return int(pool.num_processes)
+        except AttributeError:
+            return int(self._controller.concurrency)
+
+    def handover(self) -> int:
+        """Twice the slots, so that a slot never waits for a turn of our loop; but gevent's pool blocks when full."""
+        return self.slots() * (1 if self.pool == "gevent" else 2)
+
+    def prepare(self, claimed: Claimed, holder: str, consumer: LaneConsumer) -> RunRequest:
+        """Make the request of a claimed run, and announce it as received."""
+        celery_consumer = self._controller.consumer
+        request = RunRequest(
+            claimed,
+            holder,
+            task=self._controller.app.tasks[claimed.terms.lane.handler],
+            consumer=celery_consumer,
+            sink=consumer,
+            result_limit=self._result_limit,
+        )
+        request.received(celery_consumer)
+        return request
+
+    def execute(self, request: RunRequest) -> None:
+        """Hand a run to the pool through the worker, so that it shares the slots fairly with the app's own tasks."""
+        try:
+            self._controller.process_task(request)
+        except Exception:
+            logger.exception("The pool did not take run %s; it is given back", request.id)
+            request.finish(Outcome(Ending.GIVEN_BACK))
+
+    def withdraw(self, request: RunRequest) -> bool:
+        """Take a run that has not begun out of the pool; False when it may begin all the same."""
+        job = request.handle
+        if job is None:
+            return True
+        if self.pool == "threads":
+            return bool(job.f.cancel())
+        return self.pool == "prefork" and self._withdraw_job(job)
+
+    def _withdraw_job(self, job: Any) -> bool:
+        # Still in this process's buffer: no byte of it is in a child's pipe yet.
+        buffer = self._controller.pool._pool.outbound_buffer  # noqa: SLF001 - billiard has no other way to cancel
+        with suppress(ValueError):
+            buffer.remove(job)
+            job.discard()
+            self._controller._quick_release()  # noqa: SLF001 - the slot that it was given
+            return True
+        return False
+
+    def forgotten(self, request: RunRequest) -> bool:
+        """Whether the pool dropped a run, as Celery makes it do with all that wait when the broker's connection breaks."""
+        if self.pool != "prefork" or not request.handed or request.started or request.over:
+            return False
+        job = request.handle
+        return job is None or job._job not in self._controller.pool._pool._cache  # noqa: SLF001 - see `withdraw`
+
+    def terminate(self, requests: Sequence[RunRequest], *, force: bool) -> bool:
+        """Interrupt what runs; False when this pool cannot."""
+        if self.pool != "prefork":
+            return False
+        for request in requests:
+            if request.worker_pid is not None:
+                with suppress(OSError):
+                    os.kill(request.worker_pid, signal.SIGKILL if force else signal.SIGTERM)
+        return True
+
+
+class SoloExecutor(PoolExecutor):
+    """Runs profiles in the main thread, where users of the solo pool expect them; the consumer is in another.
+
+    The main thread is Celery's loop: a pipe wakes it, and it runs what is ready in short slices.
+    """
+
+    def __init__(self, controller: Any, pool: str, result_limit: int) -> None:
+        super().__init__(controller, pool, result_limit)
+        self._ready: deque[RunRequest] = deque()
+        self._reader, self._writer = os.pipe()
+        os.set_blocking(self._reader, False)
+        os.set_blocking(self._writer, False)
+
+    def attach(self, hub: Any) -> None:
+        """Watch the pipe; again after each reset of Celery's loop."""
+        hub.add_reader(self._reader, self.run_ready)
+
+    def execute(self, request: RunRequest) -> None:
+        """Queue a run for the main thread."""
+        self._ready.append(request)
+        self._wake()
+
+    def withdraw(self, request: RunRequest) -> bool:
+        """Take a run out that the main thread has not taken."""
+        with suppress(ValueError):
+            self._ready.remove(request)
+            return True
+        return False
+
+    def run_ready(self) -> None:
+        """Run what is ready, for one slice; called in the main thread."""
+        with suppress(BlockingIOError):
+            os.read(self._reader, 4096)
+        until = monotonic() + _SLICE
+        while self._ready and monotonic() < until:
+            with suppress(IndexError):
+                super().execute(self._ready.popleft())
+        if self._ready:
+            self._wake()
+
+    def close(self) -> None:
+        """Close the pipe."""
+        os.close(self._reader)
+        os.close(self._writer)
+
+    def _wake(self) -> None:
+        with suppress(BlockingIOError):
+            os.write(self._writer, b"\0")
