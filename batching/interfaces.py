@@ -314,6 +314,7 @@ class Publisher(Protocol):
         """Drop what waits in a lane that nobody serves any more; harmless, since SQL has it all."""
 
 
+@runtime_checkable
 class IBatchStateManager(Protocol):
     """Every write. One guarded move per method, one transaction per call.
 
@@ -367,6 +368,7 @@ class IBatchStateManager(Protocol):
         """Durably ask for promotion ahead of the turn."""
 
 
+@runtime_checkable
 class IBatchExecutionManager(Protocol):
     """Dispatch, completion and failure of runs, through an injected publisher."""
 

@@ -54,7 +54,9 @@ class Lanes(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery's is untyp
     def start(self, controller: Any) -> None:
         """Begin to consume; Celery's own consumer starts next, and may wait for its broker as long as it takes."""
         assembly = self._assembly
-        logger.info("Serving handlers %s as worker %s", ", ".join(sorted(assembly.handlers)), assembly.consumer.worker_id)
+        logger.info(
+            "Serving handlers %s as worker %s", ", ".join(sorted(assembly.handlers)), assembly.consumer.worker_id
+        )
         self._wait_patiently(controller)
         if assembly.threaded:
             assembly.loop.call_soon(assembly.consumer.start)

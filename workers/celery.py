@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from celery import Celery
-from celery.signals import celeryd_init
+from celery.signals import worker_init
 
 from batching.settings import get_settings
 from workers.wiring import install
@@ -65,12 +65,14 @@ app.conf.update(
 install(app, handlers=["workers.handlers.records"])
 
 
-@celeryd_init.connect(sender=None, weak=False)
-def _without_chatter(options: dict[str, Any] | None = None, conf: Any = None, instance: Any = None, **_: Any) -> None:
-    """Workers know of each other through SQL: gossip and mingle only cost, and gossip leaked queues on Redis."""
-    if options is not None and getattr(instance, "app", None) is app and conf is app.conf:
-        options["without_gossip"] = True
-        options["without_mingle"] = True
+@worker_init.connect(weak=False)
+def _without_chatter(sender: Any = None, **_: Any) -> None:
+    """Workers know of each other through SQL: gossip and mingle only cost, and gossip leaked queues on Redis.
+
+    In `worker_init`, where the options are the worker's own; those of `celeryd_init` are a copy that nobody reads again.
+    """
+    if sender is not None and sender.app is app:
+        sender.options.update(without_gossip=True, without_mingle=True)
 
 
 __all__ = ["app"]

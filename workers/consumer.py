@@ -364,9 +364,7 @@ class LaneConsumer:
 
     def _fresh_identity(self) -> WorkerInfo:
         executor = self.executor
-        return announce(
-            executor.hostname, executor.pool, executor.slots(), self._ports.handlers, self.settings.queues
-        )
+        return announce(executor.hostname, executor.pool, executor.slots(), self._ports.handlers, self.settings.queues)
 
     def _serve(self, queues: Sequence[str]) -> None:
         if tuple(queues) != self._queues:

@@ -118,7 +118,9 @@ class Turning:
             if not isinstance(error, StopIteration):
                 logger.warning("Celery's loop failed while the lanes turned it: %r", error)
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         hub = self._hub
         for entry in self._timers:
             hub.timer.cancel(entry)

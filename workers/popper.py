@@ -67,7 +67,9 @@ class Popper:
         rotated = [*keys[self._turn :], *keys[: self._turn]]
         try:
             connection = self._connected()
-            connection.send_command("BLMPOP", PATIENCE, len(rotated), *rotated, "RIGHT", "COUNT", count, check_health=False)
+            connection.send_command(
+                "BLMPOP", PATIENCE, len(rotated), *rotated, "RIGHT", "COUNT", count, check_health=False
+            )
         except (redis.RedisError, OSError) as error:
             self._lost(error)
             return

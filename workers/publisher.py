@@ -28,6 +28,7 @@ CHUNK: Final = 500
 #: BLMPOP came with this version; Valkey's first release is 7.2.
 OLDEST_SERVER: Final = (7, 0)
 
+
 def lane_key(prefix: str, lane: Lane) -> str:
     """The Redis list that carries a lane."""
     return f"{prefix}lane:{lane.queue}:{lane.handler}"

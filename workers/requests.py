@@ -219,7 +219,9 @@ class RunRequest(Request):
             return Outcome(Ending.REVOKED if wished else Ending.GIVEN_BACK)
         if isinstance(error, TimeLimitExceeded):
             limit = error.args[0] if error.args else self._task.time_limit
-            return Outcome(Ending.FAILED, error=told("TimeLimitExceeded", f"ran over its time limit of {limit} seconds"))
+            return Outcome(
+                Ending.FAILED, error=told("TimeLimitExceeded", f"ran over its time limit of {limit} seconds")
+            )
         if isinstance(error, (WorkerLostError, SystemExit, KeyboardInterrupt)):
             reason = str(error).partition(" Job: ")[0] if isinstance(error, WorkerLostError) else type_name(error)
             return Outcome(Ending.LOST, error=told("WorkerLost", f"its pool child died: {reason}"))

@@ -33,7 +33,9 @@ logger = logging.getLogger(__name__)
 
 #: Where an app keeps which modules of handlers its workers import beside BATCHING_HANDLERS.
 _MODULES: Final = "batching_handler_modules"
-_REDIS: Final = frozenset({"redis", "rediss", "valkey", "valkeys", "redis+socket", "valkey+socket", "unix", "redis+unix"})
+_REDIS: Final = frozenset(
+    {"redis", "rediss", "valkey", "valkeys", "redis+socket", "valkey+socket", "unix", "redis+unix"}
+)
 
 
 def install(app: Celery, handlers: Sequence[str] = ()) -> None:

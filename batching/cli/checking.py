@@ -94,31 +94,33 @@ def doctor(ctx: click.Context, *, fix: bool, as_json: bool) -> None:
     from batching.doctor import examine  # noqa: PLC0415 - no other verb needs it
 
     access: Access = ctx.obj
-    report = examine(access.database, _publisher(access), fix=fix)
+    publisher, away = _publisher(access)
+    report = examine(access.database, publisher, fix=fix)
+    problems = [*report.problems, *away]
     if as_json:
-        print_json(report._asdict())
+        print_json({"ok": not problems, "problems": problems, "repaired": report.repaired})
     else:
         for repair in report.repaired:
             click.echo(f"repaired: {safe(repair)}")
-        for problem in report.problems:
+        for problem in problems:
             click.echo(f"problem: {safe(problem)}")
-        click.echo("everything is accounted for" if report.ok else "not everything is accounted for", err=not report.ok)
-    ctx.exit(0 if report.ok else 1)
+        if not problems:
+            click.echo("everything is accounted for")
+    ctx.exit(1 if problems else 0)
 
 
-def _publisher(access: Access) -> Publisher | None:
-    """The broker, when one is configured and answers; without it, only what SQL knows is examined."""
+def _publisher(access: Access) -> tuple[Publisher | None, list[str]]:
+    """The broker, when one is configured and answers; without it, what SQL knows can still be examined."""
     if access.settings.broker_url is None:
-        return None
+        return None, []
     from workers.publisher import RedisPublisher  # noqa: PLC0415 - reading verbs do not need redis
 
     publisher = RedisPublisher(access.settings.broker_url, access.settings.key_prefix)
     try:
         publisher.incarnation()
     except BrokerUnavailableError as error:
-        click.echo(f"the broker is left out: {error}", err=True)
-        return None
-    return publisher
+        return None, [str(error)]
+    return publisher, []
 
 
 @click.group()
