@@ -63,7 +63,7 @@ class Lanes(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery's is untyp
             self._thread = threading.Thread(target=assembly.loop.run_forever, name="lanes", daemon=True)
             self._thread.start()
         else:
-            worker_before_create_process.connect(self._before_fork, weak=False, dispatch_uid=("lanes", id(self)))
+            worker_before_create_process.connect(self._before_fork, weak=False, dispatch_uid=f"lanes-{id(self)}")
             assembly.consumer.start()
         if controller.hub is not None:
             self._attach(controller.hub)
@@ -152,7 +152,8 @@ class Lanes(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery's is untyp
             self._await_thread(timeout)
         if assembly.companion is not None:
             assembly.companion.stop()
-        worker_before_create_process.disconnect(dispatch_uid=("lanes", id(self)))
+        worker_before_create_process.disconnect(dispatch_uid=f"lanes-{id(self)}")
+        self._bridge.detach()
         assembly.close()
 
     def _await_thread(self, timeout: float) -> None:

@@ -44,6 +44,13 @@ class HubBridge:
             self._alarm = None
         self.turn()
 
+    def detach(self) -> None:
+        """Leave the hub for good; our loop may be closed then."""
+        if self._hub is not None:
+            _quietly(self._hub.remove, self._loop.fileno())
+        if self._alarm is not None:
+            self._alarm.cancel()
+
     def turn(self) -> None:
         """Run what is ready in our loop, and set the hub's timer to what comes next."""
         self._loop.run_once(0)

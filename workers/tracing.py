@@ -161,9 +161,10 @@ def encode(assignment: Assignment, value: Any) -> str:
     try:
         size = len(text.encode())
     except UnicodeEncodeError:
-        # A lone surrogate: JSON can escape it, a database's text cannot hold it.
-        text = json.dumps(value, allow_nan=False, separators=(",", ":"))
-        size = len(text)
+        raise ResultNotJSONError(
+            f"handler {assignment.handler} returned text with a lone surrogate, which no database stores; decode bytes "
+            "with errors='replace', or encode them as base64"
+        ) from None
     if size > assignment.result_limit:
         raise ResultTooLargeError(
             f"handler {assignment.handler} returned {size:,} bytes, over the limit of {assignment.result_limit:,}; "
