@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 _THREAD_GRACE: Final = 15.0
 
 
-class Lanes(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery's is untyped
+class Lanes(bootsteps.StartStopStep):
     """Serves the lanes. After the pool at boot, before it at the stop: handlers need the pool to finish."""
 
     requires = ("celery.worker.components:Pool",)
@@ -84,7 +84,7 @@ class Lanes(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery's is untyp
         """Give everything back at once."""
         self._finish(controller, 0.0)
 
-    def info(self, controller: Any) -> dict[str, Any]:
+    def info(self, controller: Any) -> dict[str, Any]:  # type: ignore[override] # the stub says None
         """What `inspect stats` shows of the lanes."""
         del controller
         consumer = self._assembly.consumer
@@ -161,8 +161,8 @@ class Lanes(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery's is untyp
         if not self._drained.wait(timeout + _THREAD_GRACE):
             logger.warning("The lanes' thread did not end within %.0f s; leaving it behind", monotonic() - started)
         self._assembly.loop.stop()
-        assert self._thread is not None
-        self._thread.join(5.0)
+        if self._thread is not None:
+            self._thread.join(5.0)
 
 
 def _for_people(error: BatchingError) -> Exception:

@@ -14,7 +14,7 @@ settings = get_settings()
 
 app = Celery("workers")
 app.conf.update(
-    # The same server carries the lanes and Celery's own remote control. Not set: `--help` works, a worker says why not.
+    # The same server carries the lanes and Celery's remote control. Not set: `--help` works, a worker says why not.
     broker_url=settings.broker_url,
     # JSON only: a pickle in a list is code that anybody runs who can write there.
     accept_content=["json"],

@@ -82,7 +82,8 @@ class Companion:
         self._timer = self._loop.call_later(_LOOK, self._look)
 
     def _look(self) -> None:
-        assert self._process is not None
+        if self._process is None:
+            return
         code = self._process.poll()
         if code is None:
             self._age += _LOOK

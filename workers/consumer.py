@@ -1,7 +1,7 @@
 """The lanes' consumer: pops offers, claims them in groups, runs them in the worker's pool, settles in groups.
 
-It lives in one loop and one thread, and is the same for every pool; what differs is the `Executor`. SQL and Redis are used
-from this loop alone. Redis may lose or double any message: only a claim makes a run this worker's.
+It lives in one loop and one thread, and is the same for every pool; what differs is the `Executor`. SQL and Redis are
+used from this loop alone. Redis may lose or double any message: only a claim makes a run this worker's.
 """
 
 from __future__ import annotations
@@ -332,6 +332,8 @@ class LaneConsumer:
 
     def _beat_once(self) -> bool:
         if not self.registered:
+            # A fresh id for each try: one whose COMMIT was not answered may exist, and the sweep will find it silent.
+            self.info = self._fresh_identity()
             self.registry.register(self.info)
             self.registered = True
         elif not self.registry.beat(self.worker_id, draining=self.draining):

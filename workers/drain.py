@@ -24,9 +24,10 @@ class Drain:
     """Ends a consumer, once. Runs in its loop; `finished` is called when it is through.
 
     The order matters. Popping stops first, or what is given back is popped again. What has not begun goes back before
-    anything is waited for: others can have it at once. The announcement comes next, so that the leader sends no more for
-    these slots. Running ones get what is left of the time and settle as ever. Only then are they interrupted and given
-    back, uncharged, since the stop was ours; and the row goes last, because what still hangs on it is given back with it.
+    anything is waited for: others can have it at once. The announcement comes next, so that the leader sends no more
+    for these slots. Running ones get what is left of the time and settle as ever. Only then are they interrupted and
+    given back, uncharged, since the stop was ours; and the row goes last, because what still hangs on it is given back
+    with it.
 
     Args:
         consumer: Whose end it is.

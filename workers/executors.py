@@ -95,7 +95,7 @@ class PoolExecutor:
         return False
 
     def forgotten(self, request: RunRequest) -> bool:
-        """Whether the pool dropped a run, as Celery makes it do with all that wait when the broker's connection breaks."""
+        """Whether the pool dropped a run, as Celery makes it do with all that wait when its broker is lost."""
         if self.pool != "prefork" or not request.handed or request.started or request.over:
             return False
         job = request.handle
@@ -108,7 +108,7 @@ class PoolExecutor:
         for request in requests:
             if request.worker_pid is not None:
                 with suppress(OSError):
-                    os.kill(request.worker_pid, signal.SIGKILL if force else signal.SIGTERM)
+                    os.kill(int(request.worker_pid), signal.SIGKILL if force else signal.SIGTERM)
         return True
 
 

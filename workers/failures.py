@@ -71,7 +71,7 @@ def fingerprint(name: str, message: str, place: str) -> str:
     """16 hexadecimal digits that are the same for two occurrences of one error."""
     for pattern, word in _VARIABLE:
         message = pattern.sub(word, message)
-    return hashlib.sha256("\x1f".join((name, message, place)).encode("utf-8", "replace")).hexdigest()[:16]
+    return hashlib.sha256(f"{name}\x1f{message}\x1f{place}".encode("utf-8", "replace")).hexdigest()[:16]
 
 
 def _place(trace: TracebackType | None) -> str:

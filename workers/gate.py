@@ -45,13 +45,18 @@ class SqlGate:
         except DatabaseUnavailableError as error:
             self._close(error)
             return None
+        except Exception as error:
+            # A closed gate has one way to open again: its timer. That must not be lost to another kind of error.
+            if not self.open:
+                self._close(error)
+            raise
         if self._pause:
             logger.info("The database is back")
             self._pause = 0.0
         self.open = True
         return result
 
-    def _close(self, error: DatabaseUnavailableError) -> None:
+    def _close(self, error: Exception) -> None:
         if not self._pause:
             logger.warning("The database is away; runs and outcomes wait in memory: %s", error)
         self.open = False

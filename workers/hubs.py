@@ -12,6 +12,7 @@ from kombu.exceptions import OperationalError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import TracebackType
+    from typing import Self
 
     from workers.loops import Loop
 
@@ -93,7 +94,7 @@ class Turning:
         self._timers: set[Any] = set()
         self._turns: Iterator[Any] | None = None
 
-    def __enter__(self) -> Turning:
+    def __enter__(self) -> Self:
         hub = self._hub
         self._kept = (hub.on_tick, hub.propagate_errors)
         self._put_aside()
@@ -119,7 +120,7 @@ class Turning:
             self._turns = self._hub.create_loop()
         try:
             next(self._turns)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever a callback of Celery's raised
             # The generator is dead, whatever it was; the next turn makes another.
             self._turns = None
             if not isinstance(error, StopIteration):
@@ -132,7 +133,7 @@ class Turning:
         for entry in self._timers:
             hub.timer.cancel(entry)
         if self._processes is not None:
-            self._finish_reading()
+            self._finish_reading(self._processes)
         hub.on_tick, hub.propagate_errors = self._kept
         for known, aside in zip((hub.readers, hub.writers), self._aside, strict=True):
             for fd, (callback, arguments) in aside.items():
@@ -153,10 +154,11 @@ class Turning:
         for fd in {*self._aside[0], *self._aside[1]}:
             _quietly(hub.remove, fd)
 
-    def _finish_reading(self) -> None:
+    @staticmethod
+    def _finish_reading(processes: Any) -> None:
         # Celery registers the pipes anew, and would take the middle of a result for its beginning.
-        for fd, process in list(self._processes._fileno_to_outq.items()):  # noqa: SLF001 - see billiard
-            _quietly(self._processes._result_handler._finish_partial_read, fd, process)  # noqa: SLF001
+        for fd, process in list(processes._fileno_to_outq.items()):  # noqa: SLF001 - see billiard
+            _quietly(processes._result_handler._finish_partial_read, fd, process)  # noqa: SLF001
 
 
 def patient(turning: Callable[[], Turning], connection: Any) -> Any:

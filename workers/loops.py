@@ -1,9 +1,9 @@
 """A small event loop: readers, timers and calls from other threads.
 
 One loop serves both kinds of worker. Where the pool forks, it is *nested* in Celery's own loop: its selector's file
-descriptor is one more reader there (`hubs.HubBridge`), so no thread exists in a process that forks. Elsewhere it runs in
-a thread of its own, so that a busy handler cannot stop heartbeats. Because it keeps its own timers, it outlives the resets
-that Celery does to its loop whenever the broker's connection breaks.
+descriptor is one more reader there (`hubs.HubBridge`), so no thread exists in a process that forks. Elsewhere it runs
+in a thread of its own, so that a busy handler cannot stop heartbeats. Because it keeps its own timers, it outlives the
+resets that Celery does to its loop whenever the broker's connection breaks.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Loop:
 
     def fileno(self) -> int:
         """A descriptor that is readable when a reader or a call is ready, for nesting in another loop."""
-        number: int = self._selector.fileno()  # type: ignore[attr-defined]
+        number: int = self._selector.fileno()
         return number
 
     def call_soon(self, function: Callable[..., object], *arguments: Any) -> None:

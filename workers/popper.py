@@ -1,7 +1,8 @@
 """Pops messages from the lanes' lists, without ever blocking the loop that it lives in.
 
-One BLMPOP is outstanding at a time, and only while there is credit for its answer: a message that sits unread in a socket
-would belong to nobody. BLMPOP takes messages out of the first list that has some, so the lists take turns at being first.
+One BLMPOP is outstanding at a time, and only while there is credit for its answer: a message that sits unread in a
+socket would belong to nobody. BLMPOP takes messages out of the first list that has some, so the lists take turns at
+being first.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ class Popper:
         return self._asked
 
     def ask(self, keys: Sequence[str], count: int) -> None:
-        """Ask for up to `count` messages of these lists; nothing happens while an answer, or a pause, is outstanding."""
+        """Ask for up to `count` messages of these lists; does nothing while an answer, or a pause, is outstanding."""
         if self._overdue is not None or not keys:
             return
         self._turn = (self._turn + 1) % len(keys)
@@ -99,7 +100,7 @@ class Popper:
 
     def _connected(self) -> Any:
         if self._connection is None:
-            connection: Any = self._publisher.client.connection_pool.make_connection()  # type: ignore[no-untyped-call]
+            connection: Any = self._publisher.client.connection_pool.make_connection()
             connection.connect()
             connection.send_command("CLIENT", "ID")
             self._client_id = int(connection.read_response())

@@ -141,7 +141,7 @@ class RedisPublisher:
         fresh = uuid.uuid4().hex
         with translated_errors(self.url):
             found = self.client.set(f"{self.key_prefix}canary", fresh, nx=True, get=True)
-            info: dict[str, Any] = self.client.info("server")  # type: ignore[assignment]
+            info: dict[str, Any] = self.client.info("server")
         canary = found.decode() if isinstance(found, bytes) else fresh
         return f"{info['run_id']}:{canary}"
 
@@ -184,7 +184,7 @@ class RedisPublisher:
             BrokerUnavailableError: It did not answer.
         """
         with translated_errors(self.url):
-            info: dict[str, Any] = self.client.info("server")  # type: ignore[assignment]
+            info: dict[str, Any] = self.client.info("server")
         version = str(info.get("valkey_version") or info.get("redis_version") or "0.0")
         numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
         if numbers < OLDEST_SERVER:

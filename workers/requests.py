@@ -1,17 +1,17 @@
 """A claimed run as a Celery request: `inspect`, revoke, events and time limits work on it as on any task's.
 
-Its body, arguments and information hold ids only; the payload enters nothing but the call into the pool. Every run ends
-exactly once here, however often the pool calls back: a hard time limit calls twice, a killed child's job may be reported
+Its body, arguments and information hold ids only; the payload enters nothing but the call into the pool. Every run
+ends exactly once here, however often the pool calls back: a hard time limit calls twice, a killed child's job may be reported
 lost and terminated.
 """
 
 from __future__ import annotations
 
 import logging
-from weakref import ref
 from typing import TYPE_CHECKING, Any, Protocol
+from weakref import ref
 
-from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
+from billiard.einfo import ExceptionInfo, ExceptionWithTraceback  # type: ignore[attr-defined]
 from billiard.exceptions import Terminated, TimeLimitExceeded, WorkerLostError
 from celery import signals
 from celery.app import trace as celery_trace
@@ -64,7 +64,7 @@ class RunRequest(Request):
         result_limit: Bytes of the encoded result.
     """
 
-    def __init__(  # noqa: PLR0913 - one call site; a dataclass of these would only repeat them
+    def __init__(
         self, claimed: Claimed, holder: str, *, task: Any, consumer: Any, sink: Sink, result_limit: int
     ) -> None:
         # Not Request.__init__: it wants a broker message, and decodes what this run does not carry.
@@ -89,11 +89,11 @@ class RunRequest(Request):
         self._app, self._task, self._hostname = consumer.app, task, consumer.hostname
         self._eventer = consumer.event_dispatcher
         self.id = context["id"]
-        self.name = self._type = terms.lane.handler
+        self._type = self.name = terms.lane.handler  # type: ignore[misc] # the stub makes it a property
         self._root_id, self._parent_id = run.batch_id, None
         self._argsrepr, self._kwargsrepr = context["argsrepr"], context["kwargsrepr"]
         self._args, self._kwargs = context["args"], context["kwargs"]
-        self._Request__payload = (self._args, self._kwargs, {})
+        self._Request__payload: tuple[Any, Any, Any] = (self._args, self._kwargs, {})
         self._delivery_info = context["delivery_info"]
         self._eta = self._expires = self._content_type = self._content_encoding = None
         self._connection_errors = ()
@@ -139,7 +139,7 @@ class RunRequest(Request):
         self._apply_result = None if self.handle is None else ref(self.handle)
         return self.handle
 
-    def on_accepted(self, pid: int, time_accepted: float) -> None:
+    def on_accepted(self, pid: Any, time_accepted: float) -> None:
         """The pool has begun with it."""
         super().on_accepted(pid, time_accepted)
         self.sink.run_started(self)
@@ -207,7 +207,7 @@ class RunRequest(Request):
         self.sink.run_ended(self, outcome)
         try:
             self._tell(outcome, runtime)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever the broker's client raises
             _log.debug("Could not send the event of %s: %r", self.id, error)
 
     def _from_pool(self, error: BaseException) -> Outcome:

@@ -11,7 +11,7 @@ from contextvars import ContextVar
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from billiard.common import terminate_handler_fired
+from billiard.common import terminate_handler_fired  # type: ignore[attr-defined]
 from celery import current_app
 from celery.app.trace import build_tracer
 from celery.exceptions import Retry
@@ -96,7 +96,7 @@ class _Call:
         except RetryProfile as again:
             info = describe(again, None)
             self.outcome = Outcome(Ending.RETRY, error=info, delay=again.delay)
-            raise Retry(info.message, when=again.delay) from None
+            raise Retry(info.message, when=again.delay) from None  # type: ignore[arg-type] # None: no moment is said
         except Exception as error:
             ending = Ending.FAILED_BATCH if isinstance(error, FailBatch) else Ending.FAILED
             self.outcome = Outcome(ending, error=describe(error, _from_handler(error)))
@@ -229,8 +229,8 @@ def trace_run(*given: Any) -> Answer:
     finally:
         _call.reset(token)
     outcome = call.outcome or Outcome(Ending.FAILED, error=trouble or told("NoOutcome", "Celery did not run the task"))
-    error = outcome.error
-    error_fields = None if error is None else (error.type, error.message, error.fingerprint, error.traceback)
+    info = outcome.error
+    error_fields = None if info is None else (info.type, info.message, info.fingerprint, info.traceback)
     return outcome.ending.value, outcome.result, error_fields, outcome.delay, monotonic() - started
 
 

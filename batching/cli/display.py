@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, NamedTuple, Self
 
+from rich.console import Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import TracebackType
 
-    from rich.console import Console
+    from rich.console import Console, RenderableType
 
     from batching.statistics import BatchView
 
@@ -73,25 +74,9 @@ class Display:
         for view in views:
             self._tell(view)
 
-    def _drawn(self, views: Sequence[BatchView]) -> Table:
-        grid = Table.grid(padding=(0, 1))
-        grid.add_column(no_wrap=True, overflow="ellipsis", min_width=8, max_width=24)
-        grid.add_column(no_wrap=True)
-        grid.add_column(width=_BAR_WIDTH)
-        for _ in range(3):
-            grid.add_column(no_wrap=True, justify="right")
-        room = max(3, self._console.height - 3)
-        chosen = _most_telling(views, room)
-        for view in chosen:
-            grid.add_row(*_cells(view))
-            if view.reason and len(views) == 1:
-                grid.add_row("", Text(safe(view.reason), style="dim", no_wrap=False))
-        if len(views) > 1:
-            ended = sum(view.terminal for view in views)
-            hidden = f", {len(views) - len(chosen)} not shown" if len(chosen) < len(views) else ""
-            grid.caption = f"{ended} of {len(views)} batches have ended{hidden}"
-            grid.caption_justify = "left"
-        return grid
+    def _drawn(self, views: Sequence[BatchView]) -> RenderableType:
+        chosen = _most_telling(views, max(3, self._console.height - 3))
+        return Group(_grid(chosen), Text(_below(views, len(views) - len(chosen)), style="dim"))
 
     def _tell(self, view: BatchView) -> None:
         """One line when there is something new: at once for another state, at a slow beat for mere progress."""
@@ -138,6 +123,26 @@ def _cells(view: BatchView) -> tuple[Text | ProgressBar, ...]:
         Text(rate(view.rate)),
         Text(duration(view.eta_seconds)),
     )
+
+
+def _grid(views: Sequence[BatchView]) -> Table:
+    grid = Table.grid(padding=(0, 1))
+    grid.add_column(no_wrap=True, overflow="ellipsis", min_width=8, max_width=24)
+    grid.add_column(no_wrap=True)
+    grid.add_column(width=_BAR_WIDTH)
+    for _ in range(3):
+        grid.add_column(no_wrap=True, justify="right")
+    for view in views:
+        grid.add_row(*_cells(view))
+    return grid
+
+
+def _below(views: Sequence[BatchView], hidden: int) -> str:
+    """What stands under the rows: why the one batch does not move, or how far many are."""
+    if len(views) == 1:
+        return safe(views[0].reason)
+    ended = sum(view.terminal for view in views)
+    return f"{ended} of {len(views)} batches have ended" + (f", {hidden} not shown" if hidden else "")
 
 
 def _most_telling(views: Sequence[BatchView], room: int) -> list[BatchView]:

@@ -7,7 +7,6 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -45,14 +44,13 @@ def json_flag(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def print_json(document: Any) -> None:
-    """Print one JSON document on one line."""
+    """Print one JSON document on one line. Not flushed: results come by the million."""
     # Where standard output cannot express every character (LANG=C), JSON's own escapes can.
     every = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
     try:
-        text = json.dumps(document, ensure_ascii=not every)
-        click.echo(text)
-    except UnicodeEncodeError:  # a lone surrogate: a JSON escape that no encoding has a character for
-        click.echo(json.dumps(document))
+        sys.stdout.write(json.dumps(document, ensure_ascii=not every) + "\n")
+    except UnicodeEncodeError:  # a lone surrogate: JSON has an escape for it, no encoding has a character
+        sys.stdout.write(json.dumps(document) + "\n")
 
 
 def console(*, to_stderr: bool = False) -> Console:
@@ -83,7 +81,7 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[object]], *, right: Se
     # rich would take room from every column alike; here ids and numbers stay whole.
     others = sum(widths) - widths[1] + _GAP * len(widths)
     widths[1] = min(widths[1], max(_NARROWEST, console().width - others))
-    made = Table(box=box.SIMPLE_HEAD if sys.stdout.isatty() else None, pad_edge=False, header_style="bold")
+    made = Table(box=None, pad_edge=False, header_style="bold")
     for header, width in zip(headers, widths, strict=True):
         justify: JustifyMethod = "right" if header in right else "left"
         made.add_column(header, justify=justify, width=width, no_wrap=True, overflow="ellipsis")

@@ -20,6 +20,7 @@ from batching.cli.output import (
     table,
     when,
 )
+from batching.interfaces import BatchOptions
 from batching.states import BatchState, ProfileState
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def _print_list(views: Sequence[BatchView]) -> None:
     for view in views:
         # That a batch stands behind others is what its place says already.
         if view.reason and not view.reason.startswith("behind "):
-            out.print(Text(f"{ids[view.id]}: {safe(view.reason)}", style="dim"))
+            out.print(Text(f"{ids[view.id]}: {safe(view.reason)}", style="dim"), soft_wrap=True)
 
 
 @click.command()
@@ -137,11 +138,17 @@ def _description(view: BatchView) -> list[tuple[str, str | Text]]:
         ("created", when(view.created_at)),
         ("started", when(view.started_at)),
         ("finished", when(view.finished_at)),
-        ("options", ", ".join(f"{name}={value}" for name, value in view.options.items())),
+        ("options", _chosen(view) or "defaults"),
     ]
     if view.key is not None:
         lines.insert(1, ("key", view.key))
-    return [(label, value) for label, value in lines if str(value)]
+    return [(label, value) for label, value in lines if str(value) not in {"", "-"}]
+
+
+def _chosen(view: BatchView) -> str:
+    """The options that are not the defaults."""
+    defaults = BatchOptions().as_dict()
+    return ", ".join(f"{name}={value}" for name, value in view.options.items() if value != defaults.get(name))
 
 
 def _print_runs(runs: Sequence[AttemptView]) -> None:

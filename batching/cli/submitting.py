@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -81,10 +82,11 @@ def submit(ctx: click.Context, /, handler: str, file: str, **given: Any) -> None
     if as_json:
         print_json({"id": batch.id, "total": batch.total, "created": batch.created})
     elif batch.created:
-        click.echo(f"submitted batch {batch.id} with {batch.total:,} profiles")
+        click.echo(f"submitted batch {batch.id} with {batch.total:,} {'profile' if batch.total == 1 else 'profiles'}")
     else:
         click.echo(
             f"batch {batch.id} has the key {given['key']!r} already; nothing was submitted (--new forces another)"
         )
     if given["wait"]:
+        sys.stdout.flush()  # whoever reads the id need not wait
         ctx.exit(exit_code(follow(access.statistics, batch.id, to_stderr=as_json)))

@@ -19,17 +19,18 @@ def plain(value: Any) -> Any:
 
 
 class _AsJSON:
-    """Gives a dataclass `as_json()`: its fields under their own names, in their order."""
+    """Gives a dataclass `as_json()`: its fields in their order; only `pass_number` is called `pass` there."""
 
     __slots__ = ()
 
     def as_json(self) -> dict[str, Any]:
         """As a JSON object; moments are ISO 8601 texts in UTC."""
-        return {each.name: plain(getattr(self, each.name)) for each in fields(self)}  # type: ignore[arg-type]
+        names = [each.name for each in fields(self)]  # type: ignore[arg-type]
+        return {"pass" if name == "pass_number" else name: plain(getattr(self, name)) for name in names}
 
 
 @dataclass(frozen=True, slots=True)
-class BatchView:
+class BatchView(_AsJSON):
     """One batch as people see it: what was asked for, how far it is, and why it does not move."""
 
     id: str
@@ -93,10 +94,9 @@ class BatchView:
         return share if self.terminal else min(share, 99)
 
     def as_json(self) -> dict[str, Any]:
-        """As a JSON object; `pass_number` is called `pass` there."""
-        named = {"pass" if each.name == "pass_number" else each.name: each.name for each in fields(self)}
-        document = {name: plain(getattr(self, field)) for name, field in named.items()}
-        return document | {"options": dict(self.options), "percent": self.percent}
+        """As a JSON object, with `percent`; moments are ISO 8601 texts in UTC."""
+        # Not `super()`: a dataclass with slots is another class than the one that this function was defined in.
+        return _AsJSON.as_json(self) | {"options": dict(self.options), "percent": self.percent}
 
 
 @dataclass(frozen=True, slots=True)

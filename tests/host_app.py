@@ -1,0 +1,36 @@
+"""A Celery application of somebody else: own settings, own queue, own tasks, and lanes installed beside them."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from celery import Celery
+
+from workers.wiring import install
+
+_BROKER = os.environ.get("HOST_BROKER_URL", "redis://localhost:6379/0")
+
+app = Celery("host", broker=_BROKER, backend=os.environ.get("HOST_BACKEND_URL"), set_as_current=False)
+app.conf.update(
+    task_acks_late=True,
+    task_serializer="yaml",
+    result_serializer="json",
+    accept_content=["yaml", "json"],
+    task_default_queue="host",
+    worker_prefetch_multiplier=3,
+    broker_connection_retry_on_startup=True,
+    broker_transport_options={"global_keyprefix": "host:", "visibility_timeout": 600},
+)
+
+
+@app.task(name="host.double", bind=True)
+def double(self: Any, number: int) -> int:
+    """A task of the application's own."""
+    assert self.acks_late
+    return 2 * number
+
+
+before = dict(app.conf.items())
+install(app, handlers=["tests.worker_handlers"])
+install(app, handlers=["tests.worker_handlers"])
