@@ -356,7 +356,9 @@ def is_unavailable(error: DBAPIError) -> bool:
 
 def is_unique_violation(error: DBAPIError) -> bool:
     """Whether a UNIQUE constraint refused the row."""
-    return getattr(error.orig, "sqlstate", None) == "23505" or "UNIQUE constraint failed" in str(error.orig)
+    # `pgcode` is psycopg2's: a caller's own session may use it.
+    state = getattr(error.orig, "sqlstate", None) or getattr(error.orig, "pgcode", None)
+    return state == "23505" or "UNIQUE constraint failed" in str(error.orig)
 
 
 #: Whole numbers that outgrow 32 bits; SQLite's autoincrement wants its own INTEGER.

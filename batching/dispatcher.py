@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING
 
 from batching.policies import lane_window
+from batching.states import BatchState
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 CHUNK = 1_000
 #: Seconds for which a batch is left alone when none of its waiting profiles was due.
 _NOTHING_DUE_PAUSE = 0.1
+#: And at least so many times as long as the search has taken.
+_SEARCH_SHARE = 5.0
 
 
 class RateMeter:
@@ -74,31 +77,56 @@ class Dispatcher:
         self._meters: dict[Lane, RateMeter] = {}
         self._in_broker: dict[Lane, int] = {}
         self._leave_alone: dict[str, float] = {}
+        self._sent: dict[str, int] = {}
 
     def promote(self, term: LeaderTerm, outlook: Outlook) -> list[str]:
-        """Let batches in: `max_running` of each queue at least, and more while those cannot fill the workers."""
+        """Let batches in: `max_running` of each queue at least, and more while those cannot fill the workers.
+
+        Comes after `dispatch` of the same outlook, which finds out what the running batches have left to give. The ones
+        beyond `max_running` are let in for the sake of idle workers, so only those that a live worker serves.
+        """
         promoted = []
         for queue in sorted(outlook.waiting):
             running = sum(1 for each in outlook.running if each.row.queue == queue)
-            short = outlook.max_running.get(queue, 1) - running
-            if short <= 0 and self._fills_workers(outlook, queue):
+            if running < outlook.max_running.get(queue, 1):
+                batch_id = self._state.promote(queue, term)
+            elif not self._fills_workers(outlook, queue):
+                batch_id = self._state.promote(queue, term, outlook.served(queue))
+            else:
                 continue
-            batch_id = self._state.promote(queue, term)
             if batch_id is not None:
                 promoted.append(batch_id)
         return promoted
 
     def _fills_workers(self, outlook: Outlook, queue: str) -> bool:
-        """Whether what is in flight keeps the queue's workers busy for the better part of their window."""
+        """Whether the running batches can keep the queue's workers busy for the better part of their window."""
         slots = outlook.queue_slots(queue)
         if not slots:
             return True  # nobody is idle, since nobody is there
         windows = [self._window(outlook, lane) for lane in outlook.lanes() if lane.queue == queue]
-        return outlook.in_flight(queue) >= max([slots, *(window // 2 for window in windows)])
+        # A batch that stops still occupies workers; it has nothing more to give.
+        supply = sum(
+            each.counts.dispatched + each.counts.running + self._can_give(outlook, each)
+            for each in outlook.active
+            if each.row.queue == queue
+        )
+        return supply >= max([slots, *(window // 2 for window in windows)])
+
+    def _can_give(self, outlook: Outlook, each: Active) -> int:
+        """Profiles that a batch could still put in flight, beyond those that the outlook has seen in flight."""
+        if each.row.state is not BatchState.RUNNING or not outlook.slots(each.lane):
+            return 0
+        batch_id, pending, ceiling = each.row.id, each.counts.pending, each.row.options.window
+        if batch_id in self._leave_alone:
+            return self._sent.get(batch_id, 0)  # what waits is not due, or is held by a bulk move
+        return pending if ceiling is None else min(pending, max(0, ceiling - each.counts.dispatched))
 
     def dispatch(self, term: LeaderTerm, outlook: Outlook) -> int:
         """Fill the windows of all lanes that a live worker serves; returns how many profiles were dispatched."""
         sent = 0
+        self._sent.clear()
+        known = {each.row.id for each in outlook.running}
+        self._leave_alone = {each: until for each, until in self._leave_alone.items() if each in known}
         for lane, active in outlook.lanes().items():
             waiting = sum(each.counts.dispatched for each in active)
             self._measure(lane, waiting)
@@ -134,16 +162,21 @@ class Dispatcher:
         ceiling = each.row.options.window
         room = free if ceiling is None else min(free, ceiling - each.counts.dispatched)
         room = min(room, pending)
-        if room <= 0 or self._clock() < self._leave_alone.get(batch_id, 0.0):
+        started = self._clock()
+        if room <= 0 or started < self._leave_alone.get(batch_id, 0.0):
             return 0
+        self._leave_alone.pop(batch_id, None)
         sent = 0
         while sent < room:
             wanted = min(CHUNK, room - sent)
             done = self._execution.dispatch_batch(batch_id, wanted, term)
             sent += done
             if done < wanted:
-                self._leave_alone[batch_id] = self._clock() + _NOTHING_DUE_PAUSE
+                # Finding nothing due among a million that wait for their retry takes a while: not over and over again.
+                at = self._clock()
+                self._leave_alone[batch_id] = at + max(_NOTHING_DUE_PAUSE, _SEARCH_SHARE * (at - started))
                 break
+        self._sent[batch_id] = sent
         return sent
 
     def forget(self) -> None:
@@ -151,3 +184,4 @@ class Dispatcher:
         self._meters.clear()
         self._in_broker.clear()
         self._leave_alone.clear()
+        self._sent.clear()

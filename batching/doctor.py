@@ -13,7 +13,7 @@ from batching.models import batches, leases, profiles, workers
 from batching.moves import batch as batch_moves
 from batching.moves import bulk, counters, queue_order, rows, sweep
 from batching.moves.profile import LEADER, running_of
-from batching.states import BatchState, ProfileState, effective_state
+from batching.states import TERMINAL_BATCH_STATES, BatchState, ProfileState, effective_state
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -115,6 +115,13 @@ def _batch_findings(connection: Connection, batch_id: str) -> Iterator[_Finding]
     if sum(counted.values()) != batch.total:
         yield _Finding(
             f"batch {batch_id}: it was sealed with {batch.total:,} profiles and has {sum(counted.values()):,} rows"
+        )
+    in_flight = counted[ProfileState.DISPATCHED] + counted[ProfileState.RUNNING]
+    if in_flight and batch.state not in {BatchState.RUNNING, BatchState.STOPPING}:
+        yield _Finding(f"batch {batch_id}: it is {batch.state} and has {in_flight:,} profiles in flight")
+    if counted[ProfileState.PENDING] and batch.state in TERMINAL_BATCH_STATES:
+        yield _Finding(
+            f"batch {batch_id}: it is {batch.state} and {counted[ProfileState.PENDING]:,} of its profiles still wait"
         )
     if batch_moves.wants_conclusion(batch, counts) and not wrong:
         yield _Finding(f"batch {batch_id}: it is {batch.state} although nothing of it is left to wait for", batch_id)

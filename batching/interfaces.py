@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 from batching.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
     from sqlalchemy import Connection
 
@@ -334,8 +334,8 @@ class IBatchStateManager(Protocol):
     def abandon(self, batch_id: str) -> bool:
         """Delete a loading batch and what was written of it."""
 
-    def promote(self, queue: str, term: LeaderTerm) -> str | None:
-        """Queued -> running for the next batch in line; returns its id, or None when nobody may go."""
+    def promote(self, queue: str, term: LeaderTerm, handlers: Collection[str] | None = None) -> str | None:
+        """Queued -> running for the next batch in line (of these handlers); returns its id, or None when nobody may."""
 
     def dispatch(self, batch_id: str, limit: int, term: LeaderTerm) -> list[Dispatch]:
         """Pending -> dispatched for up to `limit` due profiles of a running batch, in their order."""

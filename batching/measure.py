@@ -76,5 +76,6 @@ def _write(connection: Connection, measured: list[tuple[str, float, int]]) -> No
                 },
             )
         )
-    finished = select(batches.c.id).where(batches.c.finished_at.is_not(None))
-    connection.execute(delete(rates).where(rates.c.batch_id.in_(finished)))
+    # Led by the few rates, not by the many finished batches that are kept.
+    finished = select(batches.c.id).where(batches.c.id == rates.c.batch_id, batches.c.finished_at.is_not(None))
+    connection.execute(delete(rates).where(finished.exists()))

@@ -62,10 +62,6 @@ class Outlook:
         """Pool slots of the live workers that serve any lane of a queue."""
         return sum(worker.slots for worker in self.workers if "*" in worker.queues or queue in worker.queues)
 
-    def in_flight(self, queue: str) -> int:
-        """Profiles of a queue that are dispatched or running."""
-        return sum(each.counts.dispatched + each.counts.running for each in self.active if each.row.queue == queue)
-
     def served(self, queue: str) -> frozenset[str]:
         """Handlers that a live worker serves in a queue."""
         return frozenset(
@@ -97,10 +93,9 @@ def look(database: Database, worker_lease: float) -> Outlook:
     """
     with database.read() as connection:
         active = _active(connection)
+        live = _live(connection, worker_lease)
         return Outlook(
-            workers=[
-                worker for worker in leadership.capabilities(connection) if worker.id in _live(connection, worker_lease)
-            ],
+            workers=[worker for worker in leadership.capabilities(connection) if worker.id in live],
             active=active,
             waiting=_waiting(connection),
             max_running=dict(connection.execute(select(queues.c.name, queues.c.max_running)).tuples().all()),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from batching.interfaces import Claimed, Ending, ErrorInfo, Outcome, Settlement
@@ -34,7 +35,8 @@ def pass_delay(pass_number: int, options: BatchOptions) -> float:
 def allowed_failures(options: BatchOptions, total: int) -> int:
     """How many profiles of a pass may fail: the count, or the ratio of the total rounded down."""
     if isinstance(options.failure_budget, float):
-        return math.floor(options.failure_budget * total)
+        # Of the ratio as people write it: as a binary fraction, 0.29 of 100 would be a little less than 29.
+        return math.floor(Fraction(str(options.failure_budget)) * total)
     return options.failure_budget
 
 

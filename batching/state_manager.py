@@ -9,7 +9,7 @@ from batching.moves import batch as batch_moves
 from batching.moves import bulk, counters, leadership, profile, queue_order, rows, submission, sweep
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Sequence
     from datetime import datetime
 
     from sqlalchemy import Connection
@@ -83,9 +83,14 @@ class BatchStateManager:
         """Delete up to `limit` batches that finished so long ago, in bounded steps; returns how many."""
         with self.database.read() as reading:
             old = sweep.finished_before(reading, older_than_days, limit)
+        pruned = 0
         for batch_id in old:
-            self._delete(batch_id, step)
-        return len(old)
+            with self.database.begin() as writing:
+                condemned = submission.condemn(writing, batch_id)
+            if condemned:
+                self._delete(batch_id, step)
+                pruned += 1
+        return pruned
 
     def _delete(self, batch_id: str, step: int = 5_000) -> None:
         more = True
@@ -95,9 +100,9 @@ class BatchStateManager:
 
     # --- the leader's moves
 
-    def promote(self, queue: str, term: LeaderTerm) -> str | None:
+    def promote(self, queue: str, term: LeaderTerm, handlers: Collection[str] | None = None) -> str | None:
         with self.database.begin() as writing:
-            return batch_moves.promote(writing, queue, term)
+            return batch_moves.promote(writing, queue, term, handlers)
 
     def dispatch(self, batch_id: str, limit: int, term: LeaderTerm) -> list[Dispatch]:
         with self.database.begin() as writing:

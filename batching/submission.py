@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from batching.errors import BatchingError, InvalidInputError
@@ -22,6 +21,8 @@ if TYPE_CHECKING:
 #: Profiles and bytes of payload in one chunk: large enough for a fast insert, small enough for flat memory.
 CHUNK_PROFILES = 2_000
 CHUNK_BYTES = 4_000_000
+#: Seconds that a source may take to fill a chunk before what there is of it is written.
+CHUNK_SECONDS = LOADING_LEASE / 6
 
 _NAME_LIMIT = 255
 _QUEUE_LIMIT = 64
@@ -58,16 +59,39 @@ def submit_within(
     """Write a batch inside the caller's transaction: it exists if and only if that commits.
 
     A savepoint around it all keeps the caller's transaction usable when the submission is refused.
+
+    Raises:
+        InvalidInputError: A profile is not acceptable, or another producer loads a batch with this key right now: it is
+            not waited for, since the caller's transaction may be what it waits for.
     """
     check_spec(spec, limits)
+    _begin_in_earnest(connection)
     with connection.begin_nested():
         receipt = state_manager.create_batch(spec, connection)
         if not receipt.created:
+            if receipt.total < 0:
+                raise InvalidInputError(
+                    f"cannot submit with the key {spec.key!r}: another producer is loading batch {receipt.id} with "
+                    "this key; try again when it is done"
+                )
             return receipt
         source = _as_source(profiles, limits)
         for chunk in _chunks(source):
             _add(state_manager, receipt.id, chunk, source, connection)
         return receipt._replace(total=state_manager.seal(receipt.id, connection))
+
+
+def _begin_in_earnest(connection: Connection) -> None:
+    """Open the transaction that Python's sqlite3 has only promised.
+
+    It says BEGIN before the first INSERT, not before a SAVEPOINT: ours would be the outermost, and its release would
+    commit what the caller may yet roll back
+    (https://docs.sqlalchemy.org/en/21/dialects/sqlite.html#serializable-isolation-savepoints-transactional-ddl).
+    """
+    if connection.dialect.name == "sqlite":
+        driver: Any = connection.connection.driver_connection
+        if not driver.in_transaction:
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
 def check_spec(spec: BatchSpec, limits: Limits) -> None:
@@ -117,14 +141,15 @@ def _as_source(profiles: Iterable[Any], limits: Limits) -> Source:
 
 
 def _chunks(source: Iterator[ProfileInput]) -> Iterator[list[ProfileInput]]:
+    """Chunks of a bounded size; smaller ones of a slow source, since each renews the loading lease."""
     chunk: list[ProfileInput] = []
-    size = 0
-    while batch := list(islice(source, 100)):
-        chunk += batch
-        size += sum(len(each.payload) for each in batch)
-        if len(chunk) >= CHUNK_PROFILES or size >= CHUNK_BYTES:
+    size, due = 0, time.monotonic() + CHUNK_SECONDS
+    for profile in source:
+        chunk.append(profile)
+        size += len(profile.payload)
+        if len(chunk) >= CHUNK_PROFILES or size >= CHUNK_BYTES or time.monotonic() >= due:
             yield chunk
-            chunk, size = [], 0
+            chunk, size, due = [], 0, time.monotonic() + CHUNK_SECONDS
     if chunk:
         yield chunk
 

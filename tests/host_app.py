@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import os
 from typing import Any
 
 from celery import Celery
+from kombu import serialization
 
 from workers.wiring import install
+
+# A serializer that only this application knows.
+serialization.register("host", json.dumps, json.loads, "application/x-host", "utf-8")
 
 _BROKER = os.environ.get("HOST_BROKER_URL", "redis://localhost:6379/0")
 
 app = Celery("host", broker=_BROKER, backend=os.environ.get("HOST_BACKEND_URL"), set_as_current=False)
 app.conf.update(
     task_acks_late=True,
-    task_serializer="yaml",
+    task_serializer="host",
     result_serializer="json",
-    accept_content=["yaml", "json"],
+    accept_content=["host", "json"],
     task_default_queue="host",
     worker_prefetch_multiplier=3,
     broker_connection_retry_on_startup=True,

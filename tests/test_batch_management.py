@@ -32,9 +32,7 @@ BROKEN = ErrorInfo("ValueError", "this one is broken", "0123456789abcdef")
 @pytest.fixture
 def queue(database):
     manager = QueueManager(database)
-    WorkerRegistry(database).register(
-        WorkerInfo(WORKER, "here", 1, "prefork", 2, ("shop.enrich",), ("*",), "0.1.0")
-    )
+    WorkerRegistry(database).register(WorkerInfo(WORKER, "here", 1, "prefork", 2, ("shop.enrich",), ("*",), "0.1.0"))
     return manager
 
 

@@ -54,7 +54,9 @@ def test_checks_of_the_models_are_in_the_migrated_schema(empty):
             found = connection.execute(text("SELECT conname FROM pg_constraint WHERE contype = 'c'")).scalars().all()
             assert names <= set(found)
         else:
-            schema = "\n".join(connection.execute(text("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL")).scalars())
+            schema = "\n".join(
+                connection.execute(text("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL")).scalars()
+            )
             assert [name for name in names if name not in schema] == []
 
 

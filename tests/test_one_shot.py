@@ -317,13 +317,14 @@ def test_run_shares_the_server_of_up(folder: Path) -> None:
         assert process.poll() is None
 
 
-def test_worker_becomes_celery_with_our_options_and_celerys(folder: Path, sqlite_url: str, broker_url: str) -> None:
+def test_worker_becomes_celery_with_our_options_and_celerys(folder: Path, broker_url: str) -> None:
     answer = batching(folder, "worker", "--help")
     assert answer.returncode == 0
     assert "--max-tasks-per-child" in answer.stdout
-    store = Database(sqlite_url)
-    upgrade_stamp(store)
-    words = ("--database", sqlite_url, "--broker", broker_url, "worker", "-c", "3", "-P", "threads")
+    url = f"sqlite:///{folder / 'theirs.db'}"
+    store = Database(url)
+    upgrade(store)
+    words = ("--database", url, "--broker", broker_url, "worker", "-c", "3", "-P", "threads")
     with started(folder, *words, "--handlers", "my_handlers") as process:
         (view,) = eventually(lambda: Statistics(store).workers(), TIMEOUT)
         # exec, not a child: a service manager's signal reaches the worker itself.
@@ -334,15 +335,6 @@ def test_worker_becomes_celery_with_our_options_and_celerys(folder: Path, sqlite
         process.communicate(timeout=TIMEOUT)
         assert Statistics(store).workers() == []
     store.close()
-
-
-def upgrade_stamp(store: Database) -> None:
-    """The tables are there; give them the version that a worker asks for."""
-    with store.begin() as connection:
-        from batching.models import metadata
-
-        metadata.drop_all(connection)
-    upgrade(store)
 
 
 def test_manager_runs_on_its_own(folder: Path, broker_url: str) -> None:

@@ -65,7 +65,11 @@ def test_a_plain_celery_worker_accepts_the_message() -> None:
     app = Celery("reader", broker="memory://", set_as_current=False)
     app.finalize()
     ran: list[Any] = []
-    task = app.task(name="tests.echo")(lambda **given: ran.append(given))
+
+    def echo(**given: Any) -> None:
+        ran.append(given)
+
+    task = app.task(name="tests.echo", shared=False)(echo)
     consumer: Any = SimpleNamespace(
         hostname="h", connection_errors=(), event_dispatcher=None, timer=SimpleNamespace(call_at=None), pool=_Pool(),
         apply_eta_task=None, disable_rate_limits=True, task_buckets={}, on_task_request=ran.append, _limit_task=None,

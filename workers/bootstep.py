@@ -65,13 +65,15 @@ class Lanes(bootsteps.StartStopStep):
         else:
             worker_before_create_process.connect(self._before_fork, weak=False, dispatch_uid=f"lanes-{id(self)}")
             assembly.consumer.start()
-        if controller.hub is not None:
-            self._attach(controller.hub)
         if assembly.companion is not None:
             assembly.companion.start()
 
     def register_with_event_loop(self, controller: Any, hub: Any) -> None:
-        """Called whenever Celery's loop (re)starts, which forgot every reader."""
+        """Called whenever Celery's loop (re)starts, which forgot every reader.
+
+        Not in `start`: the pool has no way to its children before its own call, which comes right before this one; a
+        run that was claimed earlier would be refused, and the slot that it was given would be lost.
+        """
         del controller
         if not self._stopped:
             self._attach(hub)

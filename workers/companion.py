@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import subprocess
-import sys
 from typing import TYPE_CHECKING, Final
+
+from workers.interpreter import environment as environment_with
+from workers.interpreter import python
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -37,7 +39,7 @@ class Companion:
 
     def __init__(self, loop: Loop, environment: Mapping[str, str]) -> None:
         self._loop = loop
-        self._environment = {**os.environ, **environment}
+        self._environment = environment_with(**environment)
         self._process: subprocess.Popen[bytes] | None = None
         self._pause = 0.0
         self._age = 0.0
@@ -72,8 +74,8 @@ class Companion:
 
     def _spawn(self) -> None:
         self._age = 0.0
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "workers.manager"],
+        self._process = subprocess.Popen(  # noqa: S603 - our own module
+            python("workers.manager"),
             stdin=subprocess.PIPE,
             env=self._environment,
             start_new_session=True,

@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 #: Seconds between two rings of the leader's doorbell.
 _RING_PAUSE: Final = 0.02
 #: Seconds over which the rate of finished runs is measured.
-_RATE_WINDOW: Final = 0.25
+_RATE_WINDOW: Final = 0.1
 EVERY_QUEUE: Final = "*"
 
 

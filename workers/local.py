@@ -9,17 +9,14 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import sys
-import sysconfig
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-import batching
 from batching import migration
 from batching.database import Database
 from batching.errors import BatchingError, ConfigurationError
 from workers.embedded import EmbeddedServer, embedded_urls, find_running
+from workers.interpreter import environment, python
 from workers.tether import Tether
 
 if TYPE_CHECKING:
@@ -58,8 +55,7 @@ class WorkerPlan:
 
     def command(self) -> list[str]:
         """Program and arguments, for this very interpreter."""
-        # -P and workers/__main__.py: no file in the current directory can pose as one of ours.
-        words = [sys.executable, "-P", "-m", "workers", "--quiet", "worker", "--pool", self.pool]
+        words = python("workers", "--quiet", "worker", "--pool", self.pool)
         # Its own name: a second worker of the same name on this machine would make remote control ambiguous.
         words += ["--loglevel", self.loglevel, "--hostname", f"batching-{os.getpid()}@%h"]
         return words if self.concurrency is None else [*words, "--concurrency", str(self.concurrency)]
@@ -201,19 +197,13 @@ class LocalServices:
             database.close()
 
     def _environment(self) -> dict[str, str]:
-        environment = {
-            **os.environ,
-            "BATCHING_DATABASE_URL": self.database_url,
-            "BATCHING_BROKER_URL": self.broker_url,
-            "BATCHING_HANDLERS": ",".join(self._plan.handlers),
-            "BATCHING_QUEUES": ",".join(self._plan.queues),
-            "BATCHING_HOME": str(self.home),
+        return environment(
+            BATCHING_DATABASE_URL=self.database_url,
+            BATCHING_BROKER_URL=self.broker_url,
+            BATCHING_HANDLERS=",".join(self._plan.handlers),
+            BATCHING_QUEUES=",".join(self._plan.queues),
+            BATCHING_HOME=str(self.home),
             # One machine, one worker: without its manager nothing would move.
-            "BATCHING_MANAGER": "1",
-            "PYTHONUNBUFFERED": "1",
-        }
-        root = str(Path(batching.__file__).parent.parent)
-        if root not in {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}:
-            # A checkout that is not installed: `-P` hides the current directory, so it has to be named.
-            environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-        return environment
+            BATCHING_MANAGER="1",
+            PYTHONUNBUFFERED="1",
+        )

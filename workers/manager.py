@@ -116,7 +116,7 @@ class Manager:
         return self._term
 
     def tick(self, term: LeaderTerm) -> bool:
-        """Promote, dispatch, sweep once; returns whether there is more to do at once."""
+        """Sweep, dispatch, promote once; returns whether there is more to do at once."""
         outlook = look(self._database, self._settings.worker_lease)
         more = False
         if time.monotonic() >= self._next_sweep:
@@ -125,12 +125,13 @@ class Manager:
             self._measurer.measure(term, outlook)
             more = bool(swept.concluded or swept.lost_runs)
         more |= self._rewrite(outlook.unwritten)
-        promoted = self._dispatcher.promote(term, outlook)
         try:
             self._dispatcher.dispatch(term, outlook)
         except BrokerUnavailableError as error:
             log.warning("broker is away", error=str(error))
             return False
+        # After the dispatch: only then is it known whether those that run can fill the workers, or the next is let in.
+        promoted = self._dispatcher.promote(term, outlook)
         if promoted:
             self._state.conclude(promoted)  # an empty batch has nothing to wait for
         return more or bool(promoted)

@@ -68,6 +68,8 @@ def _bound(app: Celery, handler: Handler) -> Any:
             raise ConfigurationError(f"cannot bind handler {handler.name}: option {option!r} has no use here; {remedy}")
     options = dict(handler.options) | {
         "name": handler.name,
+        # Or Celery would add it to every other application of this process as well.
+        "shared": False,
         # The outcome goes to SQL; whatever backend the application has is not ours to fill.
         "ignore_result": True,
         "store_errors_even_if_ignored": False,
@@ -87,7 +89,6 @@ def _body(name: str, function: Callable[[Profile], Any]) -> Callable[..., Any]:
         del ids  # they name the run for people; what runs is what was claimed
         return run()
 
-    body.__name__ = name.rsplit(".", 1)[-1]
     body.__doc__ = getattr(function, "__doc__", None)
     body.__module__ = getattr(function, "__module__", __name__)
     return body

@@ -20,7 +20,7 @@ import click
 
 from batching.cli.demo_input import altered_copy, expect, installed, key_of
 from batching.cli.display import Display
-from batching.cli.following import follow, stop_on_terminate
+from batching.cli.following import StopSignals, follow
 from batching.cli.output import console, safe, styled, table
 from batching.database import Database
 from batching.errors import BatchingError, ConfigurationError
@@ -113,12 +113,14 @@ class Demo:
         settings: Limits; its URLs and home folder are not used.
         folder: Where store, server and the altered copy go.
         concurrency: Pool slots; None for one per processor.
+        signals: What ends it early.
     """
 
-    def __init__(self, settings: Settings, folder: Path, concurrency: int | None) -> None:
+    def __init__(self, settings: Settings, folder: Path, concurrency: int | None, signals: StopSignals) -> None:
         self._settings = settings.model_copy(update={"database_url": None, "broker_url": None, "home": folder})
         self._folder = folder
         self._concurrency = concurrency
+        self._signals = signals
         self._console = console()
 
     def __call__(self) -> list[str]:
@@ -132,7 +134,8 @@ class Demo:
         subjects = installed()
         altered, culprit = altered_copy(subjects, self._folder / "altered")
         self._print(
-            f"verifying {len(subjects)} distributions against their RECORD; in {altered.name}, {culprit} is altered"
+            f"verifying {len(subjects)} distributions against their RECORD; "
+            f"{altered.name} is a copy with {culprit} altered"
         )
         with LocalServices(self._settings, WorkerPlan(self._concurrency)) as services:
             database = Database(services.database_url)
@@ -160,7 +163,7 @@ class Demo:
             return statistics.batches(limit=len(ids))
 
         with Display(self._console, live=live) as display:
-            views = follow(read, services, display if live else Brief(display))
+            views = follow(read, services, display if live else Brief(display), self._signals)
         by_id = {view.id: view for view in views}
         return [by_id[each] for each in ids]
 
@@ -186,7 +189,8 @@ class Demo:
             for view in ended
         ]
         seconds = _seconds(views)
-        rows.append(("", "in the order of their ends", *_counts(views), "", f"{seconds:.1f}"))
+        rows.append(("", "total", *_counts(views), "", f"{seconds:.1f}"))
+        self._print("in the order in which they ended:")
         self._console.print(table(("state", "batch", *numbers), rows, right=numbers))
         settled = sum(view.settled for view in views)
         self._print(f"{settled:,} profiles in {seconds:.1f} s: {settled / max(seconds, 0.001):,.0f} a second")
@@ -262,8 +266,8 @@ def demo(access: Access, /, home: Path | None, keep: bool, concurrency: int | No
 
     Exit code 0 only when all came out as a plain loop over the same files says.
     """
-    with stop_on_terminate(), _folder(home or access.settings.home, keep=keep) as folder:
-        problems = Demo(access.settings, folder, concurrency)()
+    with StopSignals() as signals, _folder(home or access.settings.home, keep=keep) as folder:
+        problems = Demo(access.settings, folder, concurrency, signals)()
         if problems:
             shown = "\n".join(f"  {problem}" for problem in problems[:20])
             raise BatchingError(f"the demo did not come out as it had to, in {len(problems)} respects:\n{shown}")

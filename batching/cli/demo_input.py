@@ -118,7 +118,7 @@ def altered_copy(subjects: Sequence[Subject], folder: Path) -> tuple[Subject, st
     # The same size: only the hash can tell.
     data[len(data) // 2] ^= 0xFF
     (folder / culprit).write_bytes(data)
-    return Subject(f"{chosen.name} (altered copy)", str(folder), chosen.lines), culprit
+    return Subject(f"altered {chosen.name}", str(folder), chosen.lines), culprit
 
 
 def _can_be_copied(subject: Subject) -> bool:

@@ -16,7 +16,8 @@ from batching.states import ProfileState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-    from types import FrameType
+    from types import FrameType, TracebackType
+    from typing import Self
 
     from batching.statistics import BatchView, Statistics
     from workers.local import LocalServices
@@ -35,30 +36,59 @@ LOOK: Final = 0.2
 _PATIENCE: Final = 60.0
 
 
-@contextlib.contextmanager
-def stop_on_terminate() -> Iterator[None]:
-    """Let SIGTERM unwind the stack as Ctrl-C does, so that what was started is stopped in its order."""
+class StopSignals:
+    """Ctrl-C and SIGTERM as exceptions, which unwind the stack so that what was started is stopped in its order.
 
-    def leave(number: int, frame: FrameType | None) -> None:
+    The signal is also kept, for `check`: Python drops an exception that a signal raises inside a destructor or a weak
+    reference's callback (https://docs.python.org/3/library/signal.html#note-on-signal-handlers-and-exceptions).
+    """
+
+    def __init__(self) -> None:
+        self._number = 0
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Self:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._stop)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, before in self._before.items():
+            signal.signal(number, before)
+
+    def check(self) -> None:
+        """Stop, if a signal said so; for loops to call.
+
+        Raises:
+            KeyboardInterrupt: It was Ctrl-C.
+            SystemExit: It was SIGTERM.
+        """
+        if self._number == signal.SIGINT:
+            raise KeyboardInterrupt
+        if self._number:
+            sys.exit(128 + self._number)
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
         del frame
-        # Once is enough: a second one must not interrupt the orderly stop.
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        sys.exit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+        self._number = number
+        if number == signal.SIGTERM:
+            # Once is enough: a second one must not interrupt the orderly stop.
+            signal.signal(number, signal.SIG_IGN)
+        self.check()
 
 
-def follow(read: Callable[[], list[BatchView]], services: LocalServices, display: Shows) -> list[BatchView]:
+def follow(
+    read: Callable[[], list[BatchView]], services: LocalServices, display: Shows, signals: StopSignals
+) -> list[BatchView]:
     """Show batches until each of them has ended.
 
     Args:
         read: Reads them.
         services: Looked after meanwhile.
         display: Where they are shown.
+        signals: What ends it early.
 
     Raises:
         BatchingError: The worker ended, or the store was away for a minute.
@@ -75,6 +105,7 @@ def follow(read: Callable[[], list[BatchView]], services: LocalServices, display
             display.update(views)
             if all(view.terminal for view in views):
                 return views
+        signals.check()
         services.check()
         time.sleep(LOOK)
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from batching import handlers as marks
-from batching.cli.following import LOOK, check_target, follow, stop_on_terminate, summary, write_lines
+from batching.cli.following import LOOK, StopSignals, check_target, follow, summary, write_lines
 from batching.cli.submitting import parse_options
 from batching.database import Database
 from batching.errors import BatchingError, InvalidInputError
@@ -101,12 +101,12 @@ class OneShot:
         check_target(self._request.out)
         check_target(self._request.errors)
         self._refuse_empty_file()
-        with self._open() as source, stop_on_terminate():
+        with self._open() as source, StopSignals() as signals:
             try:
                 with LocalServices(self._settings, self._plan()) as services:
                     # It boots while the file is read.
                     services.start_worker()
-                    return self._work(services, source, options)
+                    return self._work(services, source, options, signals)
             except KeyboardInterrupt:
                 self._say_how_to_go_on("interrupted")
                 return _INTERRUPTED
@@ -139,7 +139,7 @@ class OneShot:
             limits=Limits.from_settings(self._settings),
         )
 
-    def _work(self, services: LocalServices, source: Source, options: BatchOptions) -> int:
+    def _work(self, services: LocalServices, source: Source, options: BatchOptions, signals: StopSignals) -> int:
         from batching.cli.display import Display  # noqa: PLC0415 - rich is slow to import
         from batching.cli.output import console  # noqa: PLC0415 - as above
 
@@ -153,7 +153,7 @@ class OneShot:
             try:
                 # Standard output is for results.
                 with Display(console(to_stderr=True)) as display:
-                    view = follow(lambda: [self._look(manager, statistics, batch.id)], services, display)[0]
+                    (view,) = follow(lambda: [self._look(manager, statistics, batch.id)], services, display, signals)
             except BaseException:
                 # Nobody expects it to go on in a later command; the worker then drains without taking more of it.
                 self._put_aside(manager, batch.id)
@@ -264,7 +264,11 @@ def up(access: Access, /, modules: tuple[str, ...], concurrency: int | None, poo
 
     settings = access.settings
     plan = WorkerPlan(concurrency, pool, _modules(settings, modules), settings.queues, loglevel)
-    with stop_on_terminate(), contextlib.suppress(KeyboardInterrupt), LocalServices(settings, plan) as services:
+    with (
+        StopSignals() as signals,
+        contextlib.suppress(KeyboardInterrupt),
+        LocalServices(settings, plan) as services,
+    ):
         services.start_worker()
         click.echo("# for producers and for the other verbs, elsewhere than in this folder:")
         click.echo(f"export BATCHING_DATABASE_URL={shlex.quote(services.database_url)}")
@@ -272,6 +276,7 @@ def up(access: Access, /, modules: tuple[str, ...], concurrency: int | None, poo
         click.echo(f"# the worker's log is {services.log}; Ctrl-C stops", err=True)
         with services.log.open("rb") as log:
             while True:
+                signals.check()
                 services.check()
                 # Bytes, not lines: the terminal gets what the worker wrote as it wrote it.
                 click.echo(log.read(), nl=False, err=True)
@@ -284,12 +289,12 @@ def up(access: Access, /, modules: tuple[str, ...], concurrency: int | None, poo
 @click.pass_obj
 def worker(access: Access, /, modules: tuple[str, ...], celery_options: tuple[str, ...]) -> None:
     """Become `celery -A workers worker`; every other option is Celery's (-c N, -P POOL, --help …)."""
-    settings = access.settings
-    os.environ["BATCHING_HANDLERS"] = ",".join(_modules(settings, modules))
-    _export_urls(settings)
-    command = [sys.executable, "-P", "-m", "workers", "worker", *celery_options]
+    from workers.interpreter import environment, python  # noqa: PLC0415 - producers never load a worker's parts
+
+    _export_urls(access.settings)
+    command = python("workers", "worker", *celery_options)
     sys.stdout.flush()
-    os.execve(command[0], command, dict(os.environ))  # noqa: S606 - our own interpreter; signals then reach the worker
+    os.execve(command[0], command, environment(BATCHING_HANDLERS=",".join(_modules(access.settings, modules))))  # noqa: S606 - our own interpreter; signals then reach the worker
 
 
 @click.command()

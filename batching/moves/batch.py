@@ -20,6 +20,8 @@ from batching.policies import allowed_failures, pass_delay
 from batching.states import TERMINAL_BATCH_STATES, BatchState, BulkMove, StopTarget, stronger
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from sqlalchemy import Connection
 
     from batching.interfaces import LeaderTerm
@@ -34,8 +36,12 @@ _STOP_EFFECT = {
 }
 
 
-def promote(connection: Connection, queue: str, term: LeaderTerm) -> str | None:
+def promote(
+    connection: Connection, queue: str, term: LeaderTerm, handlers: Collection[str] | None = None
+) -> str | None:
     """Queued -> running for the next batch in line; one that backs off is passed over.
+
+    With `handlers`, the next of those that go to one of them: idle workers gain nothing from any other.
 
     Settles the race of two leaders: the row is locked and skipped by the other, and the epoch guards the write.
     """
@@ -48,10 +54,11 @@ def promote(connection: Connection, queue: str, term: LeaderTerm) -> str | None:
             batches.c.state == BatchState.QUEUED,
             or_(batches.c.not_before.is_(None), batches.c.not_before <= now()),
             leads(term),
+            *([] if handlers is None else [batches.c.handler.in_(sorted(handlers))]),
         )
         .order_by(batches.c.urgent.desc(), batches.c.priority.desc(), batches.c.position, batches.c.id)
         .limit(1)
-        .with_for_update(skip_locked=True)
+        .with_for_update(skip_locked=True, key_share=True)
     )
     if batch_id is None:
         return None
@@ -109,7 +116,8 @@ def stop(connection: Connection, batch_id: str, target: StopTarget, reason: str)
         batch = _strengthen(connection, batch, target, reason)
     else:
         return _stop_waiting(connection, batch, target, reason)
-    return _reach_target(connection, batch, reason)
+    # With the stored reason: that of the target which holds, whichever of two stops set it.
+    return _reach_target(connection, batch, "")
 
 
 def _begin_stop(connection: Connection, batch: BatchRow, target: StopTarget, reason: str) -> BatchRow:

@@ -64,7 +64,9 @@ def rewrite(connection: Connection, batch_id: str, limit: int) -> bool:
     Returns:
         Whether rows may be left to rewrite.
     """
-    locked = connection.scalar(select(batches.c.id).where(batches.c.id == batch_id).with_for_update(skip_locked=True))
+    locked = connection.scalar(
+        select(batches.c.id).where(batches.c.id == batch_id).with_for_update(skip_locked=True, key_share=True)
+    )
     batch = read_batches(connection, [batch_id]).get(batch_id) if locked else None
     if batch is None or batch.rewritten == batch.generation:
         return False
@@ -87,12 +89,8 @@ def _rewrite_step(connection: Connection, batch: BatchRow, move: BulkMove, gener
             ranged = True
             chosen = and_(profiles.c.number > batch.rewrite_cursor, profiles.c.number <= batch.rewrite_cursor + limit)
         else:
-            numbers = (
-                select(profiles.c.number)
-                .where(_concerned(batch.id, generation, source), leading)
-                .order_by(profiles.c.number)
-                .limit(limit)
-            )
+            # In whatever order its index leads: sorted by number, each step would read all that is left.
+            numbers = select(profiles.c.number).where(_concerned(batch.id, generation, source), leading).limit(limit)
             chosen = profiles.c.number.in_(numbers)
         written = connection.execute(
             update(profiles)

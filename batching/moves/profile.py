@@ -204,9 +204,9 @@ def settle(connection: Connection, writer_id: str, holder_id: str, settlements: 
         connection: In a write transaction.
         writer_id: Whose counters move: the worker itself, or the leader that takes a dead worker's runs back.
         holder_id: The worker that holds the runs.
-        settlements: At most one per run.
+        settlements: The first of each run counts; a run that ends twice in one group is written once.
     """
-    ordered = sorted(settlements, key=lambda each: each.run)
+    ordered = sorted({each.run: each for each in reversed(settlements)}.values(), key=lambda each: each.run)
     known = counters.take_ticket(connection, writer_id, {each.run.batch_id for each in ordered})
     batches_ = read_batches(connection, known)
     targets = {each.run: _under(each, batches_[each.run.batch_id]) for each in ordered if each.run.batch_id in known}
@@ -259,7 +259,7 @@ def _settle_row(settlement: Settlement, state: ProfileState, batches_: dict[str,
         batches_[settlement.run.batch_id].generation,
         settlement.result,
         encode_error(error),
-        error.fingerprint if error is not None and state is ProfileState.FAILED else None,
+        (error.fingerprint if error is not None else "unknown") if state is ProfileState.FAILED else None,
         settlement.delay if state is ProfileState.PENDING else None,
         settlement.charge,
         settlement.losses,

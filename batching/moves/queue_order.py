@@ -9,7 +9,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from batching.errors import IllegalMoveError, InvalidInputError
 from batching.models import batches, queues
-from batching.moves.rows import BatchRow, lock_batch, remember
+from batching.moves.rows import BatchRow, check_id, lock_batch, remember
 from batching.states import BatchState
 
 if TYPE_CHECKING:
@@ -23,12 +23,16 @@ def ensure_queue(connection: Connection, name: str) -> None:
 
 
 def lock_queue(connection: Connection, name: str) -> None:
-    """Take the queue's lock. Whoever changes positions holds it; it comes before any batch's lock."""
-    connection.execute(select(queues.c.name).where(queues.c.name == name).with_for_update())
+    """Take the queue's lock. Whoever changes positions of batches in line holds it; it comes before any batch's lock.
+
+    FOR NO KEY UPDATE: a producer whose new batch refers to the queue waits for nobody, and nobody for its transaction.
+    """
+    connection.execute(select(queues.c.name).where(queues.c.name == name).with_for_update(key_share=True))
 
 
 def lock_queue_of(connection: Connection, batch_id: str) -> None:
     """Take the lock of a batch's queue; a batch never changes its queue, so reading the name needs no lock."""
+    check_id(batch_id)
     name = connection.scalar(select(batches.c.queue).where(batches.c.id == batch_id))
     if name is not None:
         lock_queue(connection, name)
@@ -66,6 +70,8 @@ def move(connection: Connection, batch_id: str, place: int | str) -> int:
     if place not in {"front", "end"} and (isinstance(place, bool) or not isinstance(place, int) or place < 1):
         raise InvalidInputError(f"cannot move batch {batch_id} to {place!r}: a place is front, end, or 1, 2, 3, …")
     lock_queue_of(connection, batch_id)
+    if isinstance(place, int):
+        _lock_line(connection, batch_id)
     batch = lock_batch(connection, batch_id)
     if batch.state not in {BatchState.QUEUED, BatchState.PAUSED}:
         raise IllegalMoveError(
@@ -83,6 +89,17 @@ def move(connection: Connection, batch_id: str, place: int | str) -> int:
     return position
 
 
+def _lock_line(connection: Connection, batch_id: str) -> None:
+    """Lock all that may get a new position, in id order: a worker's first ticket share-locks batches in that order."""
+    own = select(batches.c.queue).where(batches.c.id == batch_id).scalar_subquery()
+    connection.execute(
+        select(batches.c.id)
+        .where(batches.c.queue == own, (batches.c.state == BatchState.QUEUED) | (batches.c.id == batch_id))
+        .order_by(batches.c.id)
+        .with_for_update(key_share=True)
+    )
+
+
 def _insert_at(connection: Connection, batch: BatchRow, place: int) -> int:
     """Deal the positions that the waiting batches have out again, in the new order."""
     rows = connection.execute(
@@ -93,7 +110,6 @@ def _insert_at(connection: Connection, batch: BatchRow, place: int) -> int:
             (batches.c.state == BatchState.QUEUED) | (batches.c.id == batch.id),
         )
         .order_by(batches.c.position, batches.c.id)
-        .with_for_update()
     ).all()
     order = [row.id for row in rows if row.id != batch.id]
     order.insert(min(place - 1, len(order)), batch.id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -58,13 +59,37 @@ def _as_batch(row: Row[Any]) -> BatchRow:
 def lock_batch(connection: Connection, batch_id: str) -> BatchRow:
     """Read a batch under its row lock: verbs and conclusions of one batch happen one after the other.
 
+    FOR NO KEY UPDATE, not FOR UPDATE: a settlement that holds its ticket inserts attempts, and their foreign key locks
+    the key of the batch. Under FOR UPDATE it would wait for a stop that itself waits for the ticket.
+
     Raises:
         UnknownBatchError: No batch has this id, or it is still loading.
     """
-    row = connection.execute(select(*_COLUMNS).where(batches.c.id == batch_id).with_for_update()).one_or_none()
+    check_id(batch_id)
+    row = connection.execute(
+        select(*_COLUMNS).where(batches.c.id == batch_id).with_for_update(key_share=True)
+    ).one_or_none()
     if row is None or row.state == BatchState.LOADING:
-        raise UnknownBatchError(f"there is no batch {batch_id}; `batching list` shows those there are")
+        raise _unknown(batch_id)
     return _as_batch(row)
+
+
+def check_id(batch_id: str) -> None:
+    """Refuse what is no id at all: PostgreSQL would raise an error about the syntax of a UUID.
+
+    Raises:
+        UnknownBatchError: It is not a UUID in its canonical form.
+    """
+    try:
+        canonical = str(uuid.UUID(batch_id)) == batch_id
+    except (AttributeError, TypeError, ValueError):
+        canonical = False
+    if not canonical:
+        raise _unknown(batch_id)
+
+
+def _unknown(batch_id: str) -> UnknownBatchError:
+    return UnknownBatchError(f"there is no batch {batch_id}; `batching list` shows those there are")
 
 
 def read_batches(connection: Connection, batch_ids: Collection[str]) -> dict[str, BatchRow]:

@@ -12,7 +12,7 @@ from sqlalchemy.exc import IntegrityError
 from batching.database import Identifier, encode_rows, is_unique_violation, later, now, rows_from_json
 from batching.errors import IllegalMoveError, InvalidInputError
 from batching.interfaces import BatchReceipt, BatchSpec
-from batching.models import batches, history, profiles
+from batching.models import attempts, batches, history, profiles
 from batching.moves import counters, queue_order
 from batching.states import BatchState
 
@@ -48,32 +48,37 @@ def create_batch(connection: Connection, spec: BatchSpec) -> BatchReceipt:
     queue_order.ensure_queue(connection, spec.queue)
     if spec.key is not None and spec.replace_key:
         _release_key(connection, spec.queue, spec.key)
-    batch_id = str(uuid_utils.uuid7())
-    try:
-        with connection.begin_nested():
-            connection.execute(
-                insert(batches).values(
-                    id=batch_id,
-                    queue=spec.queue,
-                    key=spec.key,
-                    name=spec.name,
-                    handler=spec.handler,
-                    state=BatchState.LOADING,
-                    priority=spec.priority,
-                    position=0,
-                    last_pass=spec.options.max_passes,
-                    options=spec.options.as_dict(),
-                    loading_until=later(literal(LOADING_LEASE)),
-                )
-            )
-    except IntegrityError as error:
-        if spec.key is None or not is_unique_violation(error):
-            raise
-        found = find_key(connection, spec.queue, spec.key)
-        if found is None:
-            raise
-        return found
-    return BatchReceipt(batch_id, 0, created=True)
+    while True:
+        batch_id = str(uuid_utils.uuid7())
+        try:
+            with connection.begin_nested():
+                _insert_batch(connection, batch_id, spec)
+        except IntegrityError as error:
+            if spec.key is None or not is_unique_violation(error):
+                raise
+            # None: its holder gave the key up, or was deleted, between the two statements; the key is free.
+            if (found := find_key(connection, spec.queue, spec.key)) is not None:
+                return found
+        else:
+            return BatchReceipt(batch_id, 0, created=True)
+
+
+def _insert_batch(connection: Connection, batch_id: str, spec: BatchSpec) -> None:
+    connection.execute(
+        insert(batches).values(
+            id=batch_id,
+            queue=spec.queue,
+            key=spec.key,
+            name=spec.name,
+            handler=spec.handler,
+            state=BatchState.LOADING,
+            priority=spec.priority,
+            position=0,
+            last_pass=spec.options.max_passes,
+            options=spec.options.as_dict(),
+            loading_until=later(literal(LOADING_LEASE)),
+        )
+    )
 
 
 def find_key(connection: Connection, queue: str, key: str) -> BatchReceipt | None:
@@ -156,12 +161,13 @@ def _raise_duplicate(connection: Connection, batch_id: str, rows: list[tuple[int
 def seal(connection: Connection, batch_id: str) -> int:
     """Loading -> queued at the end of its queue, with its counters; from this commit on everybody sees it.
 
-    Settles the race with the sweep of abandoned batches: both are guarded by `loading` under the batch's lock.
+    Settles the race with the sweep of abandoned batches: both are guarded by `loading` under the batch's lock. The
+    queue's lock is not taken: the caller's own transaction may stay open for long, and every conclusion in the queue
+    would wait for it. Two batches that are sealed at once may so get one position; their ids, made in order, decide.
 
     Returns:
         The total number of profiles.
     """
-    queue_order.lock_queue_of(connection, batch_id)
     queue = connection.scalar(select(batches.c.queue).where(batches.c.id == batch_id))
     position = queue_order.tail(connection, str(queue))
     total = connection.scalar(
@@ -188,13 +194,34 @@ def seal(connection: Connection, batch_id: str) -> int:
 
 
 def delete_some(connection: Connection, batch_id: str, limit: int) -> bool:
-    """Delete up to `limit` profiles of a batch, or at last the batch itself; returns whether something is left."""
-    numbers = select(profiles.c.number).where(profiles.c.batch_id == batch_id).order_by(profiles.c.number).limit(limit)
-    gone = connection.execute(delete(profiles).where(profiles.c.batch_id == batch_id, profiles.c.number.in_(numbers)))
-    if gone.rowcount >= limit:
-        return True
-    connection.execute(delete(batches).where(batches.c.id == batch_id))
-    return False
+    """Delete up to `limit` profiles of a batch, or at last the batch itself; returns whether something is left.
+
+    Their attempts go with them, so that the cascade of the last step is bounded too. Only what is marked for deletion
+    is deleted, by `lapse` or `condemn`: nobody sees it any more, and no verb can bring it back half way.
+    """
+    if not is_lapsed(connection, batch_id):
+        return False
+    first = connection.scalar(select(func.min(profiles.c.number)).where(profiles.c.batch_id == batch_id))
+    if first is None:
+        connection.execute(delete(batches).where(batches.c.id == batch_id))
+        return False
+    for table in (attempts, profiles):
+        connection.execute(delete(table).where(table.c.batch_id == batch_id, table.c.number < first + limit))
+    return True
+
+
+def condemn(connection: Connection, batch_id: str) -> bool:
+    """Mark a finished batch for deletion: from this commit on it is gone for everybody; returns whether it was there.
+
+    Settles the race of a prune with a retry: whoever comes first. A prune that is killed on its way leaves a loading
+    batch without a lease, which the sweep deletes.
+    """
+    changed = connection.execute(
+        update(batches)
+        .where(batches.c.id == batch_id, batches.c.finished_at.is_not(None))
+        .values(state=BatchState.LOADING, finished_at=None, key=None, loading_until=None)
+    )
+    return changed.rowcount == 1
 
 
 def lapse(connection: Connection, batch_id: str, *, overdue_only: bool) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sqlalchemy import Integer, case, func, literal, select, update
 
@@ -60,16 +60,13 @@ def take_suspects(
     has been claimed (lists are first in, first out), or the broker lost everything. Settles the race with a claim: the
     row must still be `dispatched` when the mark is written.
     """
-    suspects = [
-        row
-        for row in _silent_dispatches(connection, lost, limit)
-        if lost.everything
-        or Lane(row.queue, row.handler) in lost.empty_lanes
-        or (row.overtaken is not None and row.dispatched_at < row.overtaken)
-    ]
     by_batch: dict[str, list[int]] = {}
-    for row in suspects:
-        by_batch.setdefault(row.batch_id, []).append(row.number)
+    for lane, overtaken in _lanes_in_flight(connection).items():
+        certain = lost.everything or lane in lost.empty_lanes
+        if certain or overtaken is not None:
+            before = None if certain else overtaken
+            for batch_id, number in _silent_dispatches(connection, lane, before, lost, limit):
+                by_batch.setdefault(batch_id, []).append(number)
     return [
         dispatch
         for batch_id, numbers in sorted(by_batch.items())
@@ -77,43 +74,52 @@ def take_suspects(
     ]
 
 
-def _silent_dispatches(connection: Connection, lost: LostEvidence, limit: int) -> Sequence[Any]:
-    """Unclaimed dispatches that have been silent for their delay, with the newest dispatch of their lane that runs."""
-    claimed, claimed_batches = profiles.alias("claimed"), batches.alias("claimed_batches")
-    overtaken = (
-        select(func.max(claimed.c.dispatched_at))
-        .join(claimed_batches, claimed_batches.c.id == claimed.c.batch_id)
-        .where(
-            claimed.c.dispatched_at.is_not(None),
-            claimed.c.state == ProfileState.RUNNING,
-            claimed_batches.c.queue == batches.c.queue,
-            claimed_batches.c.handler == batches.c.handler,
-        )
-        .correlate(batches)
-        .scalar_subquery()
+def _lanes_in_flight(connection: Connection) -> dict[Lane, datetime | None]:
+    """The lanes of everything in flight, each with its newest dispatch that was claimed and runs."""
+    claimed = case((profiles.c.state == ProfileState.RUNNING, profiles.c.dispatched_at))
+    rows = connection.execute(
+        select(batches.c.queue, batches.c.handler, func.max(claimed).label("overtaken"))
+        .join(batches, batches.c.id == profiles.c.batch_id)
+        .where(profiles.c.dispatched_at.is_not(None))
+        .group_by(batches.c.queue, batches.c.handler)
     )
+    return {Lane(row.queue, row.handler): row.overtaken for row in rows}
+
+
+def _silent_dispatches(
+    connection: Connection, lane: Lane, before: datetime | None, lost: LostEvidence, limit: int
+) -> list[tuple[str, int]]:
+    """Unclaimed dispatches of one lane that have been silent for their delay.
+
+    Lane by lane, so that one with many that merely wait cannot hide those that another has lost.
+
+    Args:
+        connection: In a write transaction.
+        lane: The lane.
+        before: Only those that were dispatched before; None for all.
+        lost: How long silence lasts.
+        limit: Rows.
+    """
     delay = literal(lost.suspect_after) * literal(1, Integer()).bitwise_lshift(profiles.c.republished)
-    old_enough = literal(value=True) if lost.everything else age(profiles.c.dispatched_at) >= delay
-    return connection.execute(
-        select(
-            profiles.c.batch_id,
-            profiles.c.number,
-            profiles.c.dispatched_at,
-            batches.c.queue,
-            batches.c.handler,
-            overtaken.label("overtaken"),
-        )
+    conditions = [] if lost.everything else [age(profiles.c.dispatched_at) >= delay]
+    if before is not None:
+        conditions.append(profiles.c.dispatched_at < before)
+    rows = connection.execute(
+        select(profiles.c.batch_id, profiles.c.number)
         .join(batches, batches.c.id == profiles.c.batch_id)
         .where(
             profiles.c.dispatched_at.is_not(None),
             profiles.c.state == ProfileState.DISPATCHED,
             profiles.c.generation == batches.c.generation,
             batches.c.state == BatchState.RUNNING,
-            old_enough,
+            batches.c.queue == lane.queue,
+            batches.c.handler == lane.handler,
+            *conditions,
         )
         .order_by(profiles.c.batch_id, profiles.c.number)
         .limit(limit)
-    ).all()
+    )
+    return [(row.batch_id, row.number) for row in rows]
 
 
 def _mark_republished(

@@ -1,0 +1,110 @@
+"""Workers that differ, workers that must not start, and every pool."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.acceptance.stage import HANDLERS
+from tests.support import eventually
+
+if TYPE_CHECKING:
+    from tests.acceptance.stage import Stage
+
+BOTH = pytest.mark.parametrize("engine", ["postgresql", "sqlite"])
+
+
+def test_two_workers_with_different_handlers(stage: Stage) -> None:
+    # Given a worker, and a batch for a handler that it does not have
+    first = stage.worker()
+    foreign = stage.submit("elsewhere", {f"e{number}": None for number in range(30)})
+    own = stage.submit("work", 30)
+    # When its turn comes, then it says why it does not move, and holds up nobody
+    assert stage.finished(own).succeeded == 30
+    reason = "no live worker serves handler acceptance.elsewhere in queue default"
+    eventually(lambda: foreign.progress().reason == reason)
+    assert foreign.progress().dispatched == 0
+    # And a worker that has the handler gets it moving
+    second = stage.worker(BATCHING_HANDLERS="tests.acceptance.elsewhere")
+    assert stage.finished(foreign).succeeded == 30
+    assert foreign.progress().reason == ""
+    # Each ran only what it has
+    where = {entry.key[0]: entry.pid for entry in stage.journal()}
+    assert where["e"] != where["p"]
+    assert "acceptance.elsewhere" not in first.logs()
+    assert "Task acceptance.work" not in second.logs()
+    stage.judge(own, foreign)
+
+
+def test_a_handler_module_that_does_not_import(stage: Stage) -> None:
+    # Given a module of handlers that raises
+    worker = stage.worker(ready=False, BATCHING_HANDLERS=f"{HANDLERS},tests.acceptance.broken")
+    # Then the worker exits with an error, and shows the traceback once
+    assert worker.wait(30) != 0
+    log = worker.logs()
+    assert log.count("RuntimeError: this module cannot be imported") == 1, log
+    assert log.count("Traceback") == 1, log
+    assert "tests.acceptance.broken" in log
+    assert stage.registered() == []
+
+
+def test_a_newer_schema_is_refused(stage: Stage) -> None:
+    # Given a database that a later version has migrated
+    with stage.database.begin() as connection:
+        connection.exec_driver_sql("UPDATE batching_version SET version_num = '9999'")
+    # Then a worker says so and exits, and does not touch it
+    worker = stage.worker(ready=False)
+    assert worker.wait(30) != 0
+    log = worker.logs()
+    assert "9999 is newer" in log
+    assert "Traceback" not in log
+    assert stage.registered() == []
+
+
+def test_a_database_that_cannot_be_reached(stage: Stage) -> None:
+    url = f"postgresql+psycopg://someone:secret@/nowhere?host={stage.folder}"
+    worker = stage.worker(ready=False, BATCHING_DATABASE_URL=url)
+    assert worker.wait(30) != 0
+    log = worker.logs()
+    assert "cannot reach the database" in log
+    assert "BATCHING_DATABASE_URL" in log
+    assert "secret" not in log
+    assert "Traceback" not in log
+
+
+def test_a_broker_that_cannot_be_reached_yet(stage: Stage) -> None:
+    # Given no broker
+    stage.valkey.stop()
+    # When a worker starts all the same, then it says so and waits
+    worker = stage.worker(ready=False)
+    eventually(lambda: "cannot reach the broker" in worker.logs(), 30)
+    batch = stage.submit("work", 20)
+    eventually(stage.registered, 30)
+    stage.valkey.start()
+    # And works as soon as the broker is there
+    assert stage.finished(batch).succeeded == 20
+    stage.judge(batch)
+
+
+@BOTH
+@pytest.mark.parametrize("pool", ["threads", "solo", "gevent"])
+def test_pools_that_do_not_fork(stage: Stage, pool: str) -> None:
+    # Given a worker with another pool
+    worker = stage.worker(f"--pool={pool}", "--concurrency=4")
+    # When it has 500 profiles to do
+    batch = stage.submit("work", 500)
+    assert stage.finished(batch).succeeded == 500
+    # Then each ran exactly once, in the worker itself
+    assert stage.endings(batch) == {}
+    assert {entry.pid for entry in stage.journal()} == {worker.pid}
+    stage.judge(batch)
+
+
+def test_the_forking_pool(stage: Stage) -> None:
+    worker = stage.worker()
+    batch = stage.submit("work", 500)
+    assert stage.finished(batch).succeeded == 500
+    assert stage.endings(batch) == {}
+    assert worker.pid not in {entry.pid for entry in stage.journal()}
+    stage.judge(batch)
