@@ -98,7 +98,7 @@ def look(database: Database, worker_lease: float) -> Outlook:
             workers=[worker for worker in leadership.capabilities(connection) if worker.id in live],
             active=active,
             waiting=_waiting(connection),
-            max_running=dict(connection.execute(select(queues.c.name, queues.c.max_running)).tuples().all()),
+            max_running={row.name: row.max_running for row in connection.execute(select(queues))},
             unwritten=list(
                 connection.scalars(
                     select(batches.c.id).where(batches.c.rewritten < batches.c.generation).order_by(batches.c.id)

@@ -6,6 +6,8 @@ leader and the worker itself, so that each step can be looked at.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 import uuid_utils
 
@@ -25,33 +27,47 @@ from batching.registry import WorkerRegistry
 from batching.states import BatchState
 from tests.recording import RecordingPublisher
 
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from batching.database import Database
+    from batching.interfaces import LeaderTerm
+
 WORKER = str(uuid_utils.uuid7())
 BROKEN = ErrorInfo("ValueError", "this one is broken", "0123456789abcdef")
 
 
 @pytest.fixture
-def queue(database):
+def queue(database: Database) -> QueueManager:
     manager = QueueManager(database)
     WorkerRegistry(database).register(WorkerInfo(WORKER, "here", 1, "prefork", 2, ("shop.enrich",), ("*",), "0.1.0"))
     return manager
 
 
 @pytest.fixture
-def publisher():
+def publisher() -> RecordingPublisher:
     return RecordingPublisher()
 
 
 @pytest.fixture
-def executor(queue, publisher):
+def executor(queue: QueueManager, publisher: RecordingPublisher) -> BatchExecutionManager:
     return BatchExecutionManager(queue.state_manager, publisher, jitter=lambda: 0.0)
 
 
 @pytest.fixture
-def term(queue):
-    return queue.state_manager.lead(str(uuid_utils.uuid7()), lease=60)
+def term(queue: QueueManager) -> LeaderTerm:
+    term = queue.state_manager.lead(str(uuid_utils.uuid7()), lease=60)
+    assert term is not None
+    return term
 
 
-def run_pass(executor, publisher, batch_id, term, broken=()):
+def run_pass(
+    executor: BatchExecutionManager,
+    publisher: RecordingPublisher,
+    batch_id: str,
+    term: LeaderTerm,
+    broken: Collection[str] = (),
+) -> None:
     """Dispatch, claim and settle until nothing of the batch can be dispatched; `broken` keys fail."""
     while executor.dispatch_batch(batch_id, 100, term):
         claimed = executor.claim(WORKER, [each.run for each in publisher.take()]).claimed
@@ -69,12 +85,14 @@ def run_pass(executor, publisher, batch_id, term, broken=()):
         )
 
 
-def test_the_managers_keep_their_contracts(queue, executor):
+def test_the_managers_keep_their_contracts(queue: QueueManager, executor: BatchExecutionManager) -> None:
     assert isinstance(queue.state_manager, IBatchStateManager)
     assert isinstance(executor, IBatchExecutionManager)
 
 
-def test_a_batch_that_fails_goes_to_the_end_and_never_holds_up_the_others(queue, executor, publisher, term):
+def test_a_batch_that_fails_goes_to_the_end_and_never_holds_up_the_others(
+    queue: QueueManager, executor: BatchExecutionManager, publisher: RecordingPublisher, term: LeaderTerm
+) -> None:
     state = queue.state_manager
 
     # Two producers hand over their batches. The first has one profile that is broken.
@@ -135,7 +153,9 @@ def test_a_batch_that_fails_goes_to_the_end_and_never_holds_up_the_others(queue,
     assert (group.type, group.message, group.count, group.keys) == ("ValueError", "this one is broken", 1, ("item-4",))
 
 
-def test_completion_is_asked_for_by_name_and_happens_once(queue, executor, publisher, term):
+def test_completion_is_asked_for_by_name_and_happens_once(
+    queue: QueueManager, executor: BatchExecutionManager, publisher: RecordingPublisher, term: LeaderTerm
+) -> None:
     batch = queue.submit("shop.enrich", ["only"])
 
     with pytest.raises(IllegalMoveError, match="1 of its 1 profiles are unsettled; wait for them, or cancel the batch"):
@@ -149,7 +169,7 @@ def test_completion_is_asked_for_by_name_and_happens_once(queue, executor, publi
     assert [entry.to_state for entry in queue.statistics.history(batch.id)].count(BatchState.SUCCEEDED) == 1
 
 
-def test_a_batch_can_be_asked_to_run_ahead_of_its_turn(queue, term):
+def test_a_batch_can_be_asked_to_run_ahead_of_its_turn(queue: QueueManager, term: LeaderTerm) -> None:
     first = queue.submit("shop.enrich", ["a"], name="first")
     urgent = queue.submit("shop.enrich", ["b"], name="urgent")
 
@@ -159,7 +179,9 @@ def test_a_batch_can_be_asked_to_run_ahead_of_its_turn(queue, term):
     assert queue.state_manager.promote("default", term) == first.id
 
 
-def test_the_statistics_add_up_in_every_state(queue, executor, publisher, term):
+def test_the_statistics_add_up_in_every_state(
+    queue: QueueManager, executor: BatchExecutionManager, publisher: RecordingPublisher, term: LeaderTerm
+) -> None:
     batch = queue.submit("shop.enrich", [f"item-{number}" for number in range(8)])
     queue.state_manager.promote("default", term)
     executor.dispatch_batch(batch.id, 6, term)

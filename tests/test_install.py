@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -245,6 +246,32 @@ def test_revoke_and_terminate_cancel_one_profile_and_inspect_shows_ids_only(site
     control.close()
 
 
+def test_events_tell_of_every_run_without_its_payload(site: Site) -> None:
+    site.worker("--task-events")
+    watcher = Celery("watcher", broker=site.broker.url, set_as_current=False)
+    watcher.conf.broker_transport_options = {"global_keyprefix": site.prefix}
+    seen: list[dict[str, Any]] = []
+    with watcher.connection_for_read() as connection:
+        receiver = watcher.events.Receiver(connection, handlers={"*": seen.append})
+        batch = site.submit("tests.odd", ["return", "raise", "retry"], BatchOptions(max_attempts=2, failure_budget=9))
+
+        def told() -> None:
+            with contextlib.suppress(TimeoutError):
+                for _ in receiver.itercapture(limit=None, timeout=0.2, wakeup=False):
+                    break
+            kinds = {event["type"] for event in seen if event.get("uuid", "").startswith(batch.id)}
+            expected = {"task-received", "task-started", "task-succeeded", "task-failed", "task-retried"}
+            assert kinds == expected
+
+        eventually(told, 30)
+    received = next(event for event in seen if event["type"] == "task-received")
+    assert received["root_id"] == batch.id
+    assert f"'batch': '{batch.id}'" in received["kwargs"]
+    results = [event["result"] for event in seen if event["type"] == "task-succeeded"]
+    assert all(result.startswith("<") and result.endswith(" bytes>") for result in results)
+    watcher.close()
+
+
 def test_junk_in_a_lane_hurts_nobody(site: Site) -> None:
     worker = site.worker()
     lane = f"{site.prefix}lane:default:tests.echo"
@@ -269,9 +296,9 @@ def test_the_manager_ends_with_its_worker_and_is_restarted(site: Site) -> None:
 
     def manager() -> psutil.Process:
         found = [psutil.Process(pid) for pid in worker.children if is_running(pid)]
-        (process,) = [process for process in found if "workers.manager" in process.cmdline()] or [None]
-        assert process is not None
-        return process
+        managers = [process for process in found if "workers.manager" in process.cmdline()]
+        assert len(managers) == 1
+        return managers[0]
 
     first = eventually(manager)
     first.kill()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
@@ -12,15 +14,18 @@ from batching.database import Database
 from batching.errors import SchemaVersionError
 from batching.models import metadata, queues
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 
 @pytest.fixture
-def empty(empty_database_url):
+def empty(empty_database_url: str) -> Iterator[Database]:
     database = Database(empty_database_url)
     yield database
     database.close()
 
 
-def test_the_migrations_make_what_the_models_say(empty):
+def test_the_migrations_make_what_the_models_say(empty: Database) -> None:
     assert migration.upgrade(empty) == (None, migration.latest())
 
     with empty.begin() as connection:
@@ -28,7 +33,7 @@ def test_the_migrations_make_what_the_models_say(empty):
         assert compare_metadata(context, metadata) == []
 
 
-def test_upgrading_again_changes_nothing_and_keeps_the_rows(empty):
+def test_upgrading_again_changes_nothing_and_keeps_the_rows(empty: Database) -> None:
     migration.upgrade(empty)
     with empty.begin() as connection:
         connection.execute(insert(queues).values(name="kept"))
@@ -39,7 +44,7 @@ def test_upgrading_again_changes_nothing_and_keeps_the_rows(empty):
         assert connection.execute(text("SELECT name FROM queues")).scalars().all() == ["kept"]
 
 
-def test_checks_of_the_models_are_in_the_migrated_schema(empty):
+def test_checks_of_the_models_are_in_the_migrated_schema(empty: Database) -> None:
     """Autogenerate compares no CHECK constraints, so they are compared by name here."""
     migration.upgrade(empty)
     names = {
@@ -60,12 +65,12 @@ def test_checks_of_the_models_are_in_the_migrated_schema(empty):
             assert [name for name in names if name not in schema] == []
 
 
-def test_a_database_without_tables_is_refused_with_what_to_do(empty):
-    with pytest.raises(SchemaVersionError, match="has no batching tables.*run `batching db upgrade`"):
+def test_a_database_without_tables_is_refused_with_what_to_do(empty: Database) -> None:
+    with pytest.raises(SchemaVersionError, match=r"has no batching tables.*run `batching db upgrade`"):
         migration.check(empty)
 
 
-def test_an_older_schema_is_refused_with_what_to_do(empty):
+def test_an_older_schema_is_refused_with_what_to_do(empty: Database) -> None:
     migration.upgrade(empty)
     with empty.begin() as connection:
         connection.execute(text("DELETE FROM batching_version"))
@@ -73,10 +78,10 @@ def test_an_older_schema_is_refused_with_what_to_do(empty):
         migration.check(empty)
 
 
-def test_a_newer_schema_is_refused_by_check_and_by_upgrade(empty):
+def test_a_newer_schema_is_refused_by_check_and_by_upgrade(empty: Database) -> None:
     migration.upgrade(empty)
     with empty.begin() as connection:
         connection.execute(text("UPDATE batching_version SET version_num = '9999'"))
     for refuse in (migration.check, migration.upgrade):
-        with pytest.raises(SchemaVersionError, match="schema 9999 is newer than this version.*upgrade the batching"):
+        with pytest.raises(SchemaVersionError, match=r"schema 9999 is newer than this version.*upgrade the batching"):
             refuse(empty)

@@ -52,13 +52,14 @@ def test_celery_and_kombu_read_the_message(key: str) -> None:
     envelope = kombu_loads(message(dispatch, "lane", "me"))
 
     with Connection("memory://") as connection:
-        read = connection.channel().message_to_python(envelope)
+        channel: Any = connection.channel()
+        read = channel.message_to_python(envelope)
         assert read.headers == expected.headers
         assert read.decode() == json.loads(json.dumps(expected.body))
         assert read.properties["correlation_id"] == task_id
         # kombu's own envelope has these keys, and no others.
         ours = set(envelope)
-        assert ours == set(connection.channel().prepare_message("", headers={}, properties={}))
+        assert ours == set(channel.prepare_message("", headers={}, properties={}))
 
 
 def test_a_plain_celery_worker_accepts_the_message() -> None:
@@ -77,7 +78,8 @@ def test_a_plain_celery_worker_accepts_the_message() -> None:
     )  # fmt: skip
     dispatch = a_dispatch()
     with Connection("memory://") as connection:
-        read = connection.channel().message_to_python(kombu_loads(message(dispatch, "lane", "me")))
+        channel: Any = connection.channel()
+        read = channel.message_to_python(kombu_loads(message(dispatch, "lane", "me")))
         celery_strategy(app.tasks[task.name], app, consumer)(read, None, None, None, [])
     (request,) = ran
     assert request.id == dispatch.run.task_id
@@ -94,8 +96,8 @@ def test_lanes_are_lists_in_the_order_of_dispatch(publisher: RedisPublisher, key
     first = [a_dispatch(number) for number in range(1, 1203)]
     publisher.publish([*first, a_dispatch(lane=other)])
     assert publisher.lengths([LANE, other, Lane("none", "none")]) == {LANE: 1202, other: 1, Lane("none", "none"): 0}
-    popped = [json.loads(raw)["headers"]["id"] for raw in publisher.client.rpop(lane_key(key_prefix, LANE), 1202)]  # type: ignore[union-attr]
-    assert popped == [dispatch.run.task_id for dispatch in first]
+    popped: Any = publisher.client.rpop(lane_key(key_prefix, LANE), 1202)
+    assert [json.loads(raw)["headers"]["id"] for raw in popped] == [dispatch.run.task_id for dispatch in first]
 
 
 def test_what_is_put_back_is_popped_next(publisher: RedisPublisher, key_prefix: str) -> None:

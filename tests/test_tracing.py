@@ -53,7 +53,12 @@ def bound(app: Celery, function: Callable[[Profile], Any]) -> str:
 
 def test_a_handler_gets_its_profile_and_its_result_is_json(app: Celery) -> None:
     seen: list[Profile] = []
-    name = bound(app, lambda profile: seen.append(profile) or {"ü": [1, None, 0.5]})
+
+    def look(profile: Profile) -> Any:
+        seen.append(profile)
+        return {"ü": [1, None, 0.5]}
+
+    name = bound(app, look)
     given = an_assignment(name, {"a": 1}, run=4, attempt=2)
     outcome = outcome_of(trace_run(*given))
     assert outcome == Outcome(Ending.SUCCEEDED, '{"ü":[1,null,0.5]}')

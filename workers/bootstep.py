@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 from celery import bootsteps
 from celery.signals import worker_before_create_process
+from celery.worker import state as celery_state
 
 from batching.errors import BatchingError
 from workers.drain import Drain
@@ -71,10 +72,14 @@ class Lanes(bootsteps.StartStopStep):
     def register_with_event_loop(self, controller: Any, hub: Any) -> None:
         """Called whenever Celery's loop (re)starts, which forgot every reader.
 
-        Not in `start`: the pool has no way to its children before its own call, which comes right before this one; a
-        run that was claimed earlier would be refused, and the slot that it was given would be lost.
+        Celery calls its steps in reverse order here (celery/bootsteps.py `send_all`), so the pool's turn is after ours,
+        and before it the pool has no way to its children: a run that was claimed now would be refused, and the slot
+        that it was given would be lost. So we wait for the loop's first turn.
         """
         del controller
+        hub.call_soon(self._attach_again, hub)
+
+    def _attach_again(self, hub: Any) -> None:
         if not self._stopped:
             self._attach(hub)
 
@@ -150,6 +155,9 @@ class Lanes(bootsteps.StartStopStep):
             with self._turning(controller) as turn:
                 while not self._drained.is_set():
                     turn()
+                    if celery_state.should_terminate not in {None, False}:
+                        # A second, harder signal came while we drained.
+                        assembly.loop.call_soon(drain.hurry)
         else:
             self._await_thread(timeout)
         if assembly.companion is not None:

@@ -69,7 +69,7 @@ install(app, handlers=["workers.handlers.records"])
 def _without_chatter(sender: Any = None, **_: Any) -> None:
     """Workers know of each other through SQL: gossip and mingle only cost, and gossip leaked queues on Redis.
 
-    In `worker_init`, where the options are the worker's own; those of `celeryd_init` are a copy that nobody reads again.
+    In `worker_init`, where the options are the worker's own: those of `celeryd_init` are a copy that nobody reads.
     """
     if sender is not None and sender.app is app:
         sender.options.update(without_gossip=True, without_mingle=True)

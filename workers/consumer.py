@@ -34,8 +34,9 @@ logger = logging.getLogger(__name__)
 
 #: Seconds between two rings of the leader's doorbell.
 _RING_PAUSE: Final = 0.02
-#: Seconds over which the rate of finished runs is measured.
-_RATE_WINDOW: Final = 0.1
+#: Seconds that a run takes at least, as far as planning goes; and the weight of the newest one in the average.
+_SHORTEST_RUN: Final = 0.0005
+_NEWEST: Final = 0.1
 EVERY_QUEUE: Final = "*"
 
 
@@ -59,8 +60,8 @@ class Executor(Protocol):
     def slots(self) -> int:
         """Runs that can go on at once, now."""
 
-    def handover(self) -> int:
-        """Runs that may be in the pool's hands at once: its slots, and what may wait at its door."""
+    def handover(self, handed: int) -> int:
+        """Runs that may be in the pool's hands at once, when so many are: its slots, and what may wait at its door."""
 
     def prepare(self, claimed: Claimed, holder: str, consumer: LaneConsumer) -> RunRequest:
         """Make the request of a claimed run, and announce it as received."""
@@ -122,9 +123,8 @@ class LaneConsumer:
         self._dry = False
         self._rung = 0.0
         self._pump_planned = False
-        self._rate = 0.0
-        self._ended = 0
-        self._rate_since = monotonic()
+        # Until one has ended, they count as long: what is not hoarded can be fetched later.
+        self._run_seconds = 60.0
 
     @property
     def worker_id(self) -> str:
@@ -152,7 +152,10 @@ class LaneConsumer:
         if self._alone_run == request.claimed.run:
             self._alone_run = None
         self.outcomes.add(request, outcome)
-        self._measure()
+        if request.runtime is not None:
+            # The first one counts alone.
+            average = self._run_seconds + _NEWEST * (request.runtime - self._run_seconds)
+            self._run_seconds = average if self._run_seconds < 60.0 else request.runtime
         if len(self.outcomes) == 1:
             self.loop.call_later(self.settings.flush_interval, self.pump)
         self._plan_pump()
@@ -178,7 +181,7 @@ class LaneConsumer:
             self.loop.call_soon(self.pump)
 
     def _hand_over(self) -> None:
-        while self.ready and self._handed < self.executor.handover():
+        while self.ready and self._handed < self.executor.handover(self._handed):
             request = self.ready.popleft()
             if not request.over:
                 self._handed += 1
@@ -188,9 +191,14 @@ class LaneConsumer:
     # --- popping
 
     def _target(self) -> int:
-        """Runs to hold: what the pool can take twice over, and two flushes' worth at the present rate."""
-        buffer = min(self.settings.flush_size, int(2 * self.settings.flush_interval * self._rate))
-        return 2 * self.executor.slots() + buffer
+        """Runs to hold: what the pool can take twice over, and two flushes' worth of work for it.
+
+        Work is counted by what a run takes, not by how many ended lately: small groups make a pool wait for SQL, and a
+        rate measured then would keep them small.
+        """
+        slots = self.executor.slots()
+        buffer = int(2 * self.settings.flush_interval * slots / max(_SHORTEST_RUN, self._run_seconds))
+        return 2 * slots + min(self.settings.flush_size, buffer)
 
     def _credit(self) -> int:
         if self._alone is not None or self._alone_run is not None or not self.gate.open or not self.registered:
@@ -373,13 +381,6 @@ class LaneConsumer:
             self._queues = tuple(queues)
             lanes = [Lane(queue, handler) for queue in queues for handler in sorted(self._ports.handlers)]
             self._keys = [lane_key(self.settings.key_prefix, lane) for lane in lanes]
-
-    def _measure(self) -> None:
-        self._ended += 1
-        elapsed = monotonic() - self._rate_since
-        if elapsed >= _RATE_WINDOW:
-            self._rate = (self._rate + self._ended / elapsed) / 2
-            self._ended, self._rate_since = 0, monotonic()
 
 
 __all__ = ["DatabaseUnavailableError", "Executor", "LaneConsumer", "Ports", "Registry"]

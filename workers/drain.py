@@ -40,6 +40,7 @@ class Drain:
         self._timeout = timeout
         self._finished = finished
         self._done = False
+        self._hurried = False
 
     def begin(self) -> None:
         """Start; call it in the loop's thread."""
@@ -49,11 +50,17 @@ class Drain:
         consumer.return_pending()
         self._give_back_waiting()
         consumer.on_quiet = self._look
-        consumer.loop.call_later(self._timeout, self._time_is_up)
+        consumer.loop.call_later(self._timeout, self.hurry)
         consumer.loop.call_later(self._timeout + _LAST_WORDS + _LAST_WRITES, self._abandon)
         if consumer.active:
             logger.info("Draining: %d runs have %g s to finish", len(consumer.active), self._timeout)
         consumer.heartbeat()
+
+    def hurry(self) -> None:
+        """Give running ones no more time; call it in the loop's thread, as often as it comes."""
+        if not self._hurried:
+            self._hurried = True
+            self._time_is_up()
 
     def _give_back_waiting(self) -> None:
         consumer = self._consumer

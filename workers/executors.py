@@ -49,9 +49,14 @@ class PoolExecutor:
         except AttributeError:
             return int(self._controller.concurrency)
 
-    def handover(self) -> int:
-        """Twice the slots, so that a slot never waits for a turn of our loop; but gevent's pool blocks when full."""
-        return self.slots() * (1 if self.pool == "gevent" else 2)
+    def handover(self, handed: int) -> int:
+        """Twice the slots, so that a slot never waits for a turn of our loop.
+
+        But gevent's pool blocks who hands it more than it has room for, and the application's own tasks take room too.
+        """
+        if self.pool == "gevent":
+            return handed + max(0, int(self._controller.pool._pool.free_count()))  # noqa: SLF001 - it has no other way
+        return 2 * self.slots()
 
     def prepare(self, claimed: Claimed, holder: str, consumer: LaneConsumer) -> RunRequest:
         """Make the request of a claimed run, and announce it as received."""

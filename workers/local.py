@@ -20,6 +20,7 @@ from workers.interpreter import environment, python
 from workers.tether import Tether
 
 if TYPE_CHECKING:
+    from pathlib import Path
     from types import TracebackType
     from typing import Self
 
@@ -71,7 +72,6 @@ class LocalServices:
 
     def __init__(self, settings: Settings, plan: WorkerPlan) -> None:
         self.home = settings.home.absolute()
-        self.log = self.home / "worker.log"
         self.database_url = settings.database_url or embedded_urls(self.home).database_url
         self._owns_database = settings.database_url is None
         self._settings = settings
@@ -90,6 +90,11 @@ class LocalServices:
         if self._broker_url is None:
             raise ConfigurationError(f"there is no broker in {self.home} yet: the local services are not started")
         return self._broker_url
+
+    @property
+    def log(self) -> Path:
+        """What the worker printed. Whoever has the server has the folder to itself; others get a file of their own."""
+        return self.home / ("worker.log" if self._server is not None else f"worker-{os.getpid()}.log")
 
     def __enter__(self) -> Self:
         self.prepare()
@@ -160,10 +165,11 @@ class LocalServices:
             return "\n".join(stream.read().decode(errors="replace").splitlines()[-_TAIL_LINES:])
         return "(no log)"
 
-    @staticmethod
-    def _stop_worker(worker: Tether) -> None:
+    def _stop_worker(self, worker: Tether) -> None:
         try:
             worker.stop()
+            if self._server is None and worker.wait() == 0:
+                self.log.unlink(missing_ok=True)
         except KeyboardInterrupt:
             # The whole group: watcher, worker and pool. The sweep finds what it ran, and gives it back.
             with contextlib.suppress(ProcessLookupError):

@@ -1,8 +1,8 @@
 """A claimed run as a Celery request: `inspect`, revoke, events and time limits work on it as on any task's.
 
 Its body, arguments and information hold ids only; the payload enters nothing but the call into the pool. Every run
-ends exactly once here, however often the pool calls back: a hard time limit calls twice, a killed child's job may be reported
-lost and terminated.
+ends exactly once here, however often the pool calls back: a hard time limit calls twice, and a killed child's job may
+be reported lost and terminated.
 """
 
 from __future__ import annotations
@@ -76,6 +76,8 @@ class RunRequest(Request):
         """In the pool's hands; it may start at any moment."""
         self.stopping = False
         """Our own shutdown ends it: whatever the pool says from now on, it is given back."""
+        self.runtime: float | None = None
+        """Seconds that its handler took, when it came to an end by itself."""
         self.handle: Any = None
         self._killed = False
         run, terms = claimed.run, claimed.terms
@@ -149,7 +151,8 @@ class RunRequest(Request):
         del options
         answer = failed__retval__runtime
         if isinstance(answer, tuple) and len(answer) == ANSWER_FIELDS:
-            self.finish(outcome_of(answer), runtime=answer[4])
+            self.runtime = answer[4]
+            self.finish(outcome_of(answer))
         elif isinstance(answer, ExceptionInfo):
             self.on_failure(answer)
         else:
@@ -196,7 +199,7 @@ class RunRequest(Request):
         if pool.uses_semaphore and self.started and not self.over:
             pool.terminate_job(self.worker_pid, signal)
 
-    def finish(self, outcome: Outcome, runtime: float | None = None) -> None:
+    def finish(self, outcome: Outcome) -> None:
         """End it, once."""
         if self.over:
             return
@@ -206,7 +209,7 @@ class RunRequest(Request):
         # First the one who settles it: an event that cannot be sent must not cost the outcome.
         self.sink.run_ended(self, outcome)
         try:
-            self._tell(outcome, runtime)
+            self._tell(outcome)
         except Exception as error:  # noqa: BLE001 - whatever the broker's client raises
             _log.debug("Could not send the event of %s: %r", self.id, error)
 
@@ -234,7 +237,7 @@ class RunRequest(Request):
             traceback=exc_info.traceback, einfo=exc_info,
         )  # fmt: skip
 
-    def _tell(self, outcome: Outcome, runtime: float | None) -> None:
+    def _tell(self, outcome: Outcome) -> None:
         kind = _EVENTS.get(outcome.ending)
         if kind is None or not (self._eventer and self._eventer.enabled):
             return
@@ -243,7 +246,7 @@ class RunRequest(Request):
             fields = {"requeue": True}
         elif kind == "task-succeeded":
             size = "skipped" if outcome.result is None else f"{len(outcome.result.encode())} bytes"
-            fields = {"result": f"<{size}>", "runtime": runtime}
+            fields = {"result": f"<{size}>", "runtime": self.runtime}
         elif outcome.error is not None:
             text = storable(f"{outcome.error.type}({outcome.error.message!r})", 500)
             fields = {"exception": text, "traceback": outcome.error.traceback}

@@ -15,7 +15,7 @@ from sqlalchemy import ColumnElement, and_, insert, literal, null, select, updat
 from batching.database import now
 from batching.models import batches, bulk_moves, profiles
 from batching.moves import counters
-from batching.moves.rows import read_batches
+from batching.moves.rows import among, read_batches
 from batching.states import BULK_EFFECTS, TERMINAL_PROFILE_STATES, BulkMove, ProfileState
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def _rewrite_step(connection: Connection, batch: BatchRow, move: BulkMove, gener
         else:
             # In whatever order its index leads: sorted by number, each step would read all that is left.
             numbers = select(profiles.c.number).where(_concerned(batch.id, generation, source), leading).limit(limit)
-            chosen = profiles.c.number.in_(numbers)
+            chosen = among(connection, profiles.c.number, numbers)
         written = connection.execute(
             update(profiles)
             .where(_concerned(batch.id, generation, source), chosen)

@@ -33,7 +33,7 @@ from batching.database import Identifier, encode_rows, later, now, rows_from_jso
 from batching.interfaces import Claimed, ClaimResult, Dispatch, RunId, Settlement, SettleResult
 from batching.models import attempts, leases, profiles
 from batching.moves import counters
-from batching.moves.rows import BatchRow, read_batches
+from batching.moves.rows import BatchRow, among, read_batches
 from batching.states import BatchState, ProfileState, StopTarget
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def dispatch(connection: Connection, batch_id: str, limit: int, term: LeaderTerm
         update(profiles)
         .where(
             profiles.c.batch_id == batch_id,
-            profiles.c.number.in_(due),
+            among(connection, profiles.c.number, due),
             profiles.c.state == ProfileState.PENDING,
             leads(term),
         )

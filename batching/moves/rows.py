@@ -6,7 +6,7 @@ import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import any_, func, insert, select, update
 
 from batching.errors import IllegalMoveError, UnknownBatchError
 from batching.interfaces import BatchOptions, Lane, Terms
@@ -16,7 +16,7 @@ from batching.states import BATCH_MOVES, BatchState, StopTarget
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from sqlalchemy import Connection, Row
+    from sqlalchemy import ColumnElement, Connection, Row, Select
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +90,17 @@ def check_id(batch_id: str) -> None:
 
 def _unknown(batch_id: str) -> UnknownBatchError:
     return UnknownBatchError(f"there is no batch {batch_id}; `batching list` shows those there are")
+
+
+def among(connection: Connection, column: ColumnElement[int], numbers: Select[Any]) -> ColumnElement[bool]:
+    """`column IN (numbers)`, with the numbers found first.
+
+    PostgreSQL would be free to join the two instead, and while it has no statistics about a table that has just been
+    filled, it pairs each row with each: seconds for what takes milliseconds.
+    """
+    if connection.dialect.name == "postgresql":
+        return column == any_(func.array(numbers.scalar_subquery()))
+    return column.in_(numbers)
 
 
 def read_batches(connection: Connection, batch_ids: Collection[str]) -> dict[str, BatchRow]:

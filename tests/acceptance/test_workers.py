@@ -46,9 +46,9 @@ def test_the_whole_worker_is_killed(stage: Stage) -> None:
 
 def test_a_profile_kills_its_worker_every_time(stage: Stage) -> None:
     # Given a profile that kills its worker, among others, and somebody who starts the worker again; and a manager
-    stage.manager()
-    worker = stage.worker(BATCHING_MANAGER="false", BATCHING_MAX_LOSSES="1")
     stage.settings = {**stage.settings, "BATCHING_MAX_LOSSES": "1"}
+    stage.manager()
+    worker = stage.worker(BATCHING_MANAGER="false")
     slow = {f"n{number}": {"seconds": 0.3} for number in range(8)}
     neighbours = stage.submit("work", slow)
     batch = stage.submit("odd", {"poison": "kill worker", "good": "return"})
@@ -78,6 +78,7 @@ def test_sigterm(stage: Stage) -> None:
     stage.open("short")
     # Then it finishes the first, gives the other back after its time, uncharged, and leaves
     assert worker.wait(15) == 0, worker.logs()
+    eventually(stage.nothing_runs)
     rows = stage.rows(batch)
     assert (rows["short"].state, rows["long"].state) == ("succeeded", "pending")
     assert (rows["long"].attempts, rows["long"].losses) == (0, 0)
@@ -102,6 +103,7 @@ def test_sigquit(stage: Stage) -> None:
     worker.wait(15)
     # Then it gave everything back before it left, uncharged
     assert time.monotonic() - started < 5
+    eventually(stage.nothing_runs)
     rows = stage.rows(batch)
     assert not [key for key, row in rows.items() if row.state == "running"], worker.logs()
     assert {(row.attempts, row.losses) for row in rows.values()} == {(0, 0)}
