@@ -82,12 +82,13 @@ class Doorbell:
     Args:
         url: The broker.
         key_prefix: Before the key.
+        timeout: Seconds for one answer; None for the usual bound.
     """
 
-    def __init__(self, url: str, key_prefix: str) -> None:
+    def __init__(self, url: str, key_prefix: str, *, timeout: float | None = None) -> None:
         self._url = url
         self._key = f"{key_prefix}hint"
-        self._client = redis_client(url)
+        self._client = redis_client(url, **({} if timeout is None else {"socket_timeout": timeout}))
 
     def ring(self) -> None:
         """Hint that there is something to do; raises BrokerUnavailableError, which callers may ignore."""

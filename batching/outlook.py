@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import or_, select
 
 from batching.database import age, now
-from batching.models import batches, queues, workers
+from batching.models import ACTIVE, batches, queues, workers
 from batching.moves import counters, leadership
 from batching.moves.rows import read_batches
 from batching.states import BatchState
@@ -113,7 +113,9 @@ def _live(connection: Connection, worker_lease: float) -> set[str]:
 
 def _active(connection: Connection) -> list[Active]:
     ids = list(
-        connection.scalars(select(batches.c.id).where(batches.c.state.in_([BatchState.RUNNING, BatchState.STOPPING])))
+        connection.scalars(
+            select(batches.c.id).where(ACTIVE, batches.c.state.in_([BatchState.RUNNING, BatchState.STOPPING]))
+        )
     )
     if not ids:
         return []

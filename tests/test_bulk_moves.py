@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from batching.database import Database
 
 FAILED_BATCH = Outcome(Ending.FAILED_BATCH, error=BROKEN)
-SMALL, LARGE = 12, 6_000
+SMALL, LARGE = 12, 2_400
 
 
 @pytest.fixture

@@ -155,7 +155,8 @@ class Lanes(bootsteps.StartStopStep):
             with self._turning(controller) as turn:
                 while not self._drained.is_set():
                     turn()
-                    if celery_state.should_terminate not in {None, False}:
+                    harder: Any = celery_state.should_terminate  # its stub knows None only
+                    if harder is not None and harder is not False:
                         # A second, harder signal came while we drained.
                         assembly.loop.call_soon(drain.hurry)
         else:

@@ -33,9 +33,10 @@ app.conf.update(
     broker_transport_options={
         # Several installations can share one server.
         "global_keyprefix": settings.key_prefix,
-        # A frozen server would hang a publish or a poll for ever.
-        "socket_timeout": 5,
-        "socket_connect_timeout": 3,
+        # A frozen server would hang a publish or a poll for ever. Celery waits in the loop that settles our outcomes
+        # and sends our heartbeats, several times in a row: together that must stay below the worker's lease.
+        "socket_timeout": 2,
+        "socket_connect_timeout": 2,
         "health_check_interval": 25,
         "retry_on_timeout": False,
         # Order is SQL's: one list per queue.

@@ -32,8 +32,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between two rings of the leader's doorbell.
+#: Seconds between two rings of the leader's doorbell, and after one that failed.
 _RING_PAUSE: Final = 0.02
+_RING_REST: Final = 5.0
 #: Seconds that a run takes at least, as far as planning goes; and the weight of the newest one in the average.
 _SHORTEST_RUN: Final = 0.0005
 _NEWEST: Final = 0.1
@@ -319,7 +320,8 @@ class LaneConsumer:
             try:
                 self._ports.publisher.hint()
             except BrokerUnavailableError:
-                return
+                # The leader looks by itself; a Redis that is frozen must not cost every group of outcomes a time-out.
+                self._rung = monotonic() + _RING_REST
 
     # --- life
 

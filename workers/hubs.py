@@ -165,7 +165,9 @@ def patient(turning: Callable[[], Turning], connection: Any) -> Any:
     """Make a kombu connection that keeps turning while it waits for its server, instead of sleeping.
 
     kombu's own loop of attempts sleeps (kombu/utils/functional.py `retry_over_time`); the attempts, their pauses, their
-    messages and their limit stay as they are.
+    messages and their limit stay as they are. What is published over this connection is tried once: Celery's own sign
+    of life would otherwise be tried until its server is back (celery/worker/heartbeat.py `Heart._send`), inside a timer
+    of the loop; its dispatcher keeps what could not be sent.
 
     Args:
         turning: Makes what turns.
@@ -189,7 +191,13 @@ def patient(turning: Callable[[], Turning], connection: Any) -> Any:
             _wait(turning, pause, callback)
         raise AssertionError  # unreachable: the loop above has no end
 
+    publish = connection.ensure
+
+    def ensure(target: Any, function: Any, **policy: Any) -> Any:
+        return publish(target, function, **(policy | {"max_retries": 0}))
+
     connection.ensure_connection = ensure_connection
+    connection.ensure = ensure
     return connection
 
 

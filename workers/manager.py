@@ -177,7 +177,8 @@ def build(settings: Settings) -> Manager:
     # Longer than a worker's: the leader's statements touch more rows, and nobody's event loop waits for them.
     database = Database(settings.database_url, timeout=max(10.0, settings.sql_timeout))
     migration.check(database)
-    publisher = RedisPublisher(settings.broker_url, settings.key_prefix)
+    # Short, or a Redis that is frozen would cost the leader its lease in every turn.
+    publisher = RedisPublisher(settings.broker_url, settings.key_prefix, timeout=min(2.0, settings.leader_lease / 3))
     return Manager(settings, database, publisher)
 
 

@@ -84,7 +84,7 @@ class RedisPublisher:
         self._origin = f"{os.getpid()}@{socket.gethostname()}"
         # RESP2: its BLMPOP answer is one frame, and nothing is ever pushed between answers.
         self.client = redis_client(broker_url, socket_timeout=timeout, protocol=2)
-        self._doorbell = Doorbell(broker_url, key_prefix)
+        self._doorbell = Doorbell(broker_url, key_prefix, timeout=timeout)
 
     def publish(self, dispatches: Sequence[Dispatch]) -> None:
         """Publish one task message per dispatch, in their order; call it after the commit.

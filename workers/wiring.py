@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+#: Seconds that a worker's loop waits for Redis: one that is frozen must not silence the worker for its lease.
+_BROKER_TIMEOUT: Final = 2.0
 #: Where an app keeps which modules of handlers its workers import beside BATCHING_HANDLERS.
 _MODULES: Final = "batching_handler_modules"
 _REDIS: Final = frozenset(
@@ -98,7 +100,7 @@ def assemble(controller: Any) -> Assembly:
     broker_url = _broker_url(controller.app, settings)
     handlers = _bind_handlers(controller.app, settings, kind)
     database = _checked_database(settings)
-    publisher = RedisPublisher(broker_url, settings.key_prefix)
+    publisher = RedisPublisher(broker_url, settings.key_prefix, timeout=_BROKER_TIMEOUT)
     try:
         publisher.check()
     except BrokerUnavailableError as error:

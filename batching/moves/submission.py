@@ -12,7 +12,7 @@ from sqlalchemy.exc import IntegrityError
 from batching.database import Identifier, encode_rows, is_unique_violation, later, now, rows_from_json
 from batching.errors import IllegalMoveError, InvalidInputError
 from batching.interfaces import BatchReceipt, BatchSpec
-from batching.models import attempts, batches, history, profiles
+from batching.models import ACTIVE, attempts, batches, history, profiles
 from batching.moves import counters, queue_order
 from batching.states import BatchState
 
@@ -250,6 +250,7 @@ def abandoned(connection: Connection, limit: int) -> list[str]:
     rows: Any = connection.scalars(
         select(batches.c.id)
         .where(
+            ACTIVE,
             batches.c.state == BatchState.LOADING,
             func.coalesce(batches.c.loading_until < now(), literal(value=True)),
         )

@@ -160,17 +160,20 @@ class Stage:
 
     def endings(self, batch: Batch) -> dict[str, list[str]]:
         """How every run ended that did not end in success, by key, in the order of the runs."""
+        found: dict[str, list[str]] = {}
+        for (key, _), outcome in self._ended(batch).items():
+            found.setdefault(key, []).append(outcome)
+        return found
+
+    def _ended(self, batch: Batch) -> dict[tuple[str, int], str]:
         names = {row.number: row.key for row in self.rows(batch).values()}
         with self.database.read() as reading:
             ended = reading.execute(
-                select(attempts.c.number, attempts.c.outcome)
+                select(attempts.c.number, attempts.c.run, attempts.c.outcome)
                 .where(attempts.c.batch_id == batch.id)
                 .order_by(attempts.c.number, attempts.c.run)
             ).all()
-        found: dict[str, list[str]] = {}
-        for number, outcome in ended:
-            found.setdefault(names[number], []).append(outcome)
-        return found
+        return {(names[row.number], row.run): row.outcome for row in ended}
 
     # --- acting
 
@@ -244,18 +247,19 @@ class Stage:
             assert getattr(view, state.value) == sum(line.state is state for line in lines), state
 
     def _journal_agrees(self, batch: Batch, again: Collection[str]) -> None:
-        done: dict[str, list[int]] = {}
-        for entry in self.journal():
-            done.setdefault(entry.profile, []).append(entry.run)
-        ended = self.endings(batch)
+        done = {(entry.profile, entry.run) for entry in self.journal()}
+        ended = self._ended(batch)
         for key, row in self.rows(batch).items():
-            runs, endings = done.get(f"{batch.id}.{row.number}", []), ended.get(key, [])
-            if row.state == "succeeded":
-                assert row.run in runs, f"{key} succeeded in run {row.run}, and the journal has runs {runs}"
+            profile = f"{batch.id}.{row.number}"
+            succeeded = row.state == "succeeded"
+            if succeeded:
+                assert (profile, row.run) in done, f"{key} succeeded in run {row.run}, which nobody executed"
             # Every run has one ending: in `attempts`, or, for a success, in the profile's row.
-            assert row.run == len(endings) + (row.state == "succeeded"), (key, row.run, endings)
-            repeated = endings if row.state == "succeeded" else endings[:-1]
-            assert set(repeated) <= set(again), f"{key} ran again after {repeated}\n{self.report()}"
+            endings = {run: outcome for (name, run), outcome in ended.items() if name == key}
+            assert sorted(endings) == list(range(1, row.run + (not succeeded))), (key, row.run, endings)
+            # What was given back before it began cost nothing; what was executed again needs a reason.
+            repeated = {outcome for run, outcome in endings.items() if run < row.run and (profile, run) in done}
+            assert repeated <= set(again), f"{key} ran again after {endings}\n{self.report()}"
 
     def _no_lane_is_left(self) -> None:
         keys = list(self.publisher.client.scan_iter(f"{self.prefix}lane:*"))

@@ -22,6 +22,7 @@ def test_sql_is_away(stage_with_own_sql: Stage, own_postgres: PostgresServer) ->
     worker = stage.worker()
     batch = stage.submit("work", {"a": GATED, "b": GATED} | {f"n{number}": None for number in range(50)})
     stage.began("a", "b")
+    begun = len(stage.journal())
     processes = {process.pid for process in stage.processes()}
     # When PostgreSQL stops, the handlers return, and it stays away beyond a worker's lease
     own_postgres.stop()
@@ -29,26 +30,22 @@ def test_sql_is_away(stage_with_own_sql: Stage, own_postgres: PostgresServer) ->
     eventually(lambda: "The database is away" in worker.logs())
     away_since = time.monotonic()
     eventually(lambda: time.monotonic() - away_since > 4, 10)
-    assert {entry.key for entry in stage.journal()} <= set(stage_claimed(stage))
+    assert len(stage.journal()) <= begun + 2
     own_postgres.start()
+    stage.database.close()  # our own connections were cut as well
     # Then nobody exited, the outcomes are settled once it is back, and nothing ran unclaimed or twice
     back_at = time.monotonic()
     assert stage.finished(batch).succeeded == 52
     print(f"everything was settled {time.monotonic() - back_at:.1f} s after PostgreSQL was back")  # noqa: T201
     assert processes <= {process.pid for process in stage.processes()}
-    assert not [ending for endings in stage.endings(batch).values() for ending in endings if ending != "given back"]
-    stage.judge(batch, again={"given back"})
-
-
-def stage_claimed(stage: Stage) -> list[str]:
-    """The keys of what began, which the journal lists once each."""
-    return [entry.key for entry in stage.journal()]
+    stage.judge(batch)
 
 
 @pytest.mark.parametrize("how", ["killed", "frozen"])
 def test_redis_is_away(stage: Stage, how: str) -> None:
-    # Given a profile that takes 3 seconds
-    worker = stage.worker()
+    # Given a profile that takes 3 seconds; a frozen server answers nobody, so its clients wait for their time-outs, and
+    # the default lease is what allows for that
+    worker = stage.worker(BATCHING_WORKER_LEASE="10", BATCHING_LEADER_LEASE="6")
     batch = stage.submit("work", {"long": {"seconds": 3}, "short": None})
     stage.began("long")
     # When Redis goes away under it
@@ -65,5 +62,4 @@ def test_redis_is_away(stage: Stage, how: str) -> None:
     assert stage.finished(behind).succeeded == 20
     print(f"{how}: settled after {settled:.1f} s, the next batch done {time.monotonic() - back_at:.1f} s after")  # noqa: T201
     assert worker.status == "running"
-    assert stage.endings(batch) == {}
     stage.judge(batch, behind)
