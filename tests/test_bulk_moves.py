@@ -177,3 +177,17 @@ def test_a_new_pass_forgets_the_failure_and_its_delay(desk: Desk) -> None:
     with desk.database.read() as connection:
         row = connection.execute(select(profiles).where(profiles.c.batch_id == batch_id)).one()
     assert (row.state, row.error, row.fingerprint, row.not_before, row.finished_at) == ("pending", *[None] * 4)
+
+
+def test_an_outcome_is_never_read_as_moved_by_what_came_before_it(desk: Desk) -> None:
+    batch_id = desk.submit(3, failure_budget=1)
+    desk.states.stop(batch_id, StopTarget.CANCELLED, "c")
+    desk.states.retry(batch_id)
+    desk.states.promote("default", desk.term)
+    desk.rewrite(batch_id)
+    first, second, _ = desk.claim(batch_id)
+    desk.settle([first], FAILED)  # a retry makes of every failure a profile that waits; of this one it must not
+    desk.settle([second], Outcome(Ending.GIVEN_BACK))
+    expected = {1: ProfileState.FAILED, 2: ProfileState.PENDING, 3: ProfileState.RUNNING}
+    assert effective_states(desk.database, batch_id) == expected
+    assert_accounted(desk.database, batch_id)

@@ -393,7 +393,7 @@ def test_the_shipped_application_has_the_settings_that_it_promises(
     options = app.conf.broker_transport_options
     assert options["global_keyprefix"] == key_prefix
     assert options["socket_timeout"] == 2
-    assert options["socket_connect_timeout"] == 3
+    assert options["socket_connect_timeout"] == 2
     assert options["health_check_interval"] == 25
     app.close()
     sys.modules.pop("workers.celery", None)

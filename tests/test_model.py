@@ -251,6 +251,28 @@ class BatchMachine(RuleBasedStateMachine):
         if conclude:
             self.conclude()
 
+    @rule(worker=st.sampled_from(WORKERS))
+    def set_going(self, worker: str) -> None:
+        """The ordinary way in one step, or chance would seldom get far along it: promoted, written, sent, claimed."""
+        self.promote()
+        self.desk.rewrite(self.batch_id)
+        self.same()
+        offered = len(self.offers)
+        self.dispatch(3)
+        for number, run in self.offers[offered:]:
+            (won,) = self.desk.states.claim(worker, [RunId(self.batch_id, number, run)]).claimed
+            assert self.model.claim(worker, number, run)
+            self.held.append((worker, won))
+
+    @precondition(lambda self: self.model.counts()["running"])
+    @rule(ending=st.sampled_from([Ending.FAILED_BATCH, Ending.FAILED, Ending.SUCCEEDED, Ending.LOST]))
+    def end_all(self, ending: Ending) -> None:
+        """Whatever runs ends alike, and the batch is concluded."""
+        for worker, claimed in self.held:
+            self.desk.states.settle(worker, [end(claimed, Outcome(ending, error=BROKEN, delay=0.0))])
+            self.model.settle(worker, claimed.run.number, claimed.run.run, ending)
+        self.conclude()
+
     @rule()
     def conclude(self) -> None:
         self.desk.states.conclude([self.batch_id])

@@ -188,7 +188,7 @@ class Stage:
         """Let the handlers go on that wait for this gate."""
         (self.folder / gate).touch()
 
-    def journal(self) -> list[journal.Entry]:
+    def entries(self) -> list[journal.Entry]:
         """What handlers did so far."""
         return journal.read(self.folder)
 
@@ -196,7 +196,7 @@ class Stage:
         """Wait until handlers began with these profiles, so many times each; returns their last entries."""
 
         def written() -> list[journal.Entry]:
-            entries = self.journal()
+            entries = self.entries()
             found = [[entry for entry in entries if entry.key == key] for key in keys]
             missing = [key for key, mine in zip(keys, found, strict=True) if len(mine) < times]
             assert not missing, f"not begun {times} times: {missing}; {self.report()}"
@@ -232,7 +232,7 @@ class Stage:
             self._one_final_state_each(batch)
             self._journal_agrees(batch, again)
             assert late or not batch.progress().late
-        entries = self.journal()
+        entries = self.entries()
         assert len({(entry.profile, entry.run) for entry in entries}) == len(entries), "a run was executed twice"
         report = examine(self.database, self.publisher)
         assert report.ok, report.problems
@@ -247,7 +247,7 @@ class Stage:
             assert getattr(view, state.value) == sum(line.state is state for line in lines), state
 
     def _journal_agrees(self, batch: Batch, again: Collection[str]) -> None:
-        done = {(entry.profile, entry.run) for entry in self.journal()}
+        done = {(entry.profile, entry.run) for entry in self.entries()}
         ended = self._ended(batch)
         for key, row in self.rows(batch).items():
             profile = f"{batch.id}.{row.number}"

@@ -10,7 +10,6 @@ import pytest
 
 from batching import BatchOptions, BatchState
 from tests.acceptance.stage import HANDLERS, ONCE
-from tests.support import eventually
 
 if TYPE_CHECKING:
     from tests.acceptance.stage import Stage
@@ -50,7 +49,7 @@ def test_the_handler_raises(stage: Stage) -> None:
     # Then it was tried twice inside the pass, the batch went to the end, and the next pass ran only what was not done
     assert (view.state, view.pass_number, view.succeeded) == (BatchState.SUCCEEDED, 2, 3)
     assert stage.endings(failing) == {"bad": ["retried", "failed"]}
-    order = [entry.key for entry in stage.journal()]
+    order = [entry.key for entry in stage.entries()]
     assert order.index("b4") < len(order) - 1 - order[::-1].index("bad")
     assert [order.count(key) for key in ("good", "bad", "late")] == [1, 3, 1]
     stage.judge(failing, behind, again={"retried", "failed"})
@@ -66,7 +65,7 @@ def test_the_handler_raises_until_no_pass_is_left(stage: Stage) -> None:
     view, other = stage.finished(batch), stage.finished(aborted)
     assert (view.state, view.pass_number, view.failed, view.succeeded) == (BatchState.FAILED, 2, 1, 1)
     assert (other.state, other.failed) == (BatchState.FAILED, 1)
-    assert [entry.key for entry in stage.journal()].count("good") == 1
+    assert [entry.key for entry in stage.entries()].count("good") == 1
     stage.judge(batch, aborted, again={"failed"})
 
 
@@ -126,5 +125,4 @@ def test_a_handler_ends_its_own_process(stage: Stage) -> None:
         assert (lines[way].error or {})["type"] == way
         assert stage.endings(batch)[way] == ["failed"]
     assert worker.status == "running"
-    eventually(lambda: worker.status == "running")
     stage.judge(batch, again={"lost"})

@@ -15,8 +15,6 @@ from tests.nodes import LocalProcess, worker_process
 from tests.support import eventually, free_port
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from tests.acceptance.stage import Stage
 
 CANARY = "canary-5e81b7"
@@ -55,9 +53,9 @@ class Flower:
 
 
 @pytest.fixture
-def flower(stage: Stage) -> Iterator[Flower]:
+def flower(stage: Stage) -> Flower:
     stage.worker("--pool=prefork", "--concurrency=2", "-E")
-    yield Flower(stage)
+    return Flower(stage)
 
 
 def test_flower_lists_profiles_and_shows_no_payload(stage: Stage, flower: Flower) -> None:
@@ -66,7 +64,7 @@ def test_flower_lists_profiles_and_shows_no_payload(stage: Stage, flower: Flower
     # When two batches ran, whose payloads and results must not be seen
     answer = {"answer": f"{CANARY}-result", "note": f"{CANARY}-payload"}
     batch = stage.submit("work", {"key-one": answer, "key-two": answer})
-    other = stage.submit("odd", {"key-three": "return", f"key-four": "skip"})
+    other = stage.submit("odd", {"key-three": "return", "key-four": "skip"})
     stage.finished(batch)
     stage.finished(other)
     # Then a search by batch, and by profile, finds exactly those tasks

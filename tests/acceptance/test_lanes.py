@@ -30,7 +30,7 @@ def test_two_workers_with_different_handlers(stage: Stage) -> None:
     assert stage.finished(foreign).succeeded == 30
     assert foreign.progress().reason == ""
     # Each ran only what it has
-    where = {entry.key[0]: entry.pid for entry in stage.journal()}
+    where = {entry.key[0]: entry.pid for entry in stage.entries()}
     assert where["e"] != where["p"]
     assert "acceptance.elsewhere" not in first.logs()
     assert "Task acceptance.work" not in second.logs()
@@ -97,7 +97,7 @@ def test_pools_that_do_not_fork(stage: Stage, pool: str) -> None:
     assert stage.finished(batch).succeeded == 500
     # Then each ran exactly once, in the worker itself
     assert stage.endings(batch) == {}
-    assert {entry.pid for entry in stage.journal()} == {worker.pid}
+    assert {entry.pid for entry in stage.entries()} == {worker.pid}
     stage.judge(batch)
 
 
@@ -106,5 +106,5 @@ def test_the_forking_pool(stage: Stage) -> None:
     batch = stage.submit("work", 500)
     assert stage.finished(batch).succeeded == 500
     assert stage.endings(batch) == {}
-    assert worker.pid not in {entry.pid for entry in stage.journal()}
+    assert worker.pid not in {entry.pid for entry in stage.entries()}
     stage.judge(batch)

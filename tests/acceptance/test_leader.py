@@ -7,13 +7,14 @@ import signal
 import time
 from typing import TYPE_CHECKING
 
-import psutil
 import pytest
 
 from batching.database import Database
 from tests.support import eventually, wait_for_exit
 
 if TYPE_CHECKING:
+    import psutil
+
     from tests.acceptance.stage import Stage
 
 WORK = {f"p{number}": {"seconds": 0.02} for number in range(300)}

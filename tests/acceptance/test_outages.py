@@ -22,7 +22,7 @@ def test_sql_is_away(stage_with_own_sql: Stage, own_postgres: PostgresServer) ->
     worker = stage.worker()
     batch = stage.submit("work", {"a": GATED, "b": GATED} | {f"n{number}": None for number in range(50)})
     stage.began("a", "b")
-    begun = len(stage.journal())
+    begun = len(stage.entries())
     processes = {process.pid for process in stage.processes()}
     # When PostgreSQL stops, the handlers return, and it stays away beyond a worker's lease
     own_postgres.stop()
@@ -30,7 +30,7 @@ def test_sql_is_away(stage_with_own_sql: Stage, own_postgres: PostgresServer) ->
     eventually(lambda: "The database is away" in worker.logs())
     away_since = time.monotonic()
     eventually(lambda: time.monotonic() - away_since > 4, 10)
-    assert len(stage.journal()) <= begun + 2
+    assert len(stage.entries()) <= begun + 2
     own_postgres.start()
     stage.database.close()  # our own connections were cut as well
     # Then nobody exited, the outcomes are settled once it is back, and nothing ran unclaimed or twice

@@ -32,16 +32,16 @@ def test_pause_and_resume(stage: Stage) -> None:
     assert (view.state, view.dispatched) == (BatchState.STOPPING, 0)
     stage.open()
     eventually(lambda: batch.progress().state is BatchState.PAUSED)
-    begun = {entry.key for entry in stage.journal()}
+    begun = {entry.key for entry in stage.entries()}
     assert batch.progress().pending == 32 - batch.progress().succeeded > 0
     # And others pass it meanwhile
     other = stage.submit("work", 5)
     assert stage.finished(other).succeeded == 5
-    assert {entry.key for entry in stage.journal() if entry.profile.startswith(batch.id)} == begun
+    assert {entry.key for entry in stage.entries() if entry.profile.startswith(batch.id)} == begun
     # And it goes on when it is resumed, without doing anything twice
     stage.queue.resume(batch.id)
     assert stage.finished(batch).succeeded == 32
-    assert len([entry for entry in stage.journal() if entry.profile.startswith(batch.id)]) == 32
+    assert len([entry for entry in stage.entries() if entry.profile.startswith(batch.id)]) == 32
     stage.judge(batch, other)
 
 
@@ -59,7 +59,7 @@ def test_cancel(stage: Stage) -> None:
     # Then what waits is cancelled at once and never runs, and what ran has settled
     view = stage.finished(batch)
     assert view.state is BatchState.CANCELLED
-    assert view.succeeded == len(stage.journal()) >= 2
+    assert view.succeeded == len(stage.entries()) >= 2
     assert view.cancelled == 32 - view.succeeded
     stage.judge(batch)
 
@@ -90,5 +90,5 @@ class TestThroughCelery:
         view = stage.finished(batch)
         assert (view.state, view.cancelled, view.succeeded) == (BatchState.SUCCEEDED, 2, 30)
         assert stage.rows(batch)["n29"].state == ProfileState.CANCELLED
-        assert "n29" not in {entry.key for entry in stage.journal()}
+        assert "n29" not in {entry.key for entry in stage.entries()}
         stage.judge(batch, again={"given back"})

@@ -13,7 +13,7 @@ from batching.states import ProfileState
 from tests.support import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from tests.acceptance.stage import Stage
 
@@ -147,7 +147,9 @@ class TestWithTheDefaults:
     def brisk(self) -> Mapping[str, str]:
         return {}
 
-    def test_a_killed_worker_and_a_killed_leader(self, stage: Stage, record_property: pytest.RecordProperty) -> None:
+    def test_a_killed_worker_and_a_killed_leader(
+        self, stage: Stage, record_property: Callable[[str, object], None]
+    ) -> None:
         # Given a worker that runs a profile and leads, and another that stands by
         first = stage.worker()
         batch = stage.submit("work", {"a": GATED}, BatchOptions(max_attempts=1, max_passes=1))
@@ -168,5 +170,3 @@ class TestWithTheDefaults:
         stage.open()
         assert stage.finished(batch).succeeded == 1
         stage.judge(batch, again={"lost"})
-
-
