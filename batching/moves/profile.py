@@ -51,6 +51,11 @@ _HOLDER = bindparam("holder", type_=Identifier())
 LEADER = "leader"
 
 
+#: The clock, read once for the whole statement: rows that are published together must not seem to overtake each other,
+#: in whatever order the statement meets them.
+AT_ONCE = select(now()).scalar_subquery()
+
+
 def leads(term: LeaderTerm) -> ColumnElement[bool]:
     """True while this epoch is the lease's: a leader that was replaced writes nothing."""
     return exists().where(leases.c.name == LEADER, leases.c.holder == term.holder, leases.c.epoch == term.epoch)
@@ -94,7 +99,7 @@ def dispatch(connection: Connection, batch_id: str, limit: int, term: LeaderTerm
             pass_number=batch.pass_number,
             republished=0,
             not_before=null(),
-            dispatched_at=now(),
+            dispatched_at=AT_ONCE,
         )
         .returning(*DISPATCHED)
     ).all()

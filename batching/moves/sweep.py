@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import Integer, case, func, literal, select, update
 
-from batching.database import age, later, now
+from batching.database import age, later
 from batching.interfaces import (
     BatchOptions,
     Claimed,
@@ -21,7 +21,7 @@ from batching.interfaces import (
 )
 from batching.models import batches, profiles, workers
 from batching.moves import leadership
-from batching.moves.profile import DISPATCHED, as_dispatch, leads, running_of, settle
+from batching.moves.profile import AT_ONCE, DISPATCHED, as_dispatch, leads, running_of, settle
 from batching.moves.rows import read_batches
 from batching.policies import settlement, worker_lost
 from batching.states import BatchState, ProfileState
@@ -137,7 +137,7 @@ def _mark_republished(
             leads(term),
         )
         .values(
-            dispatched_at=now(),
+            dispatched_at=AT_ONCE,
             republished=case(
                 (profiles.c.republished < _MAX_DOUBLINGS, profiles.c.republished + 1), else_=_MAX_DOUBLINGS
             ),
