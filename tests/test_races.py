@@ -460,7 +460,7 @@ class Crowd:
         terms = {"max_attempts": 2, "max_passes": 2, "failure_budget": 0.25}
         self.ids = [self.desk.submit(self.SIZE, retry_backoff=0, **terms) for _ in range(self.BATCHES)]
         self.offers: list[Any] = []
-        self.done = threading.Event()
+        self.going, self.done = threading.Event(), threading.Event()
         self.desk.term  # noqa: B018 - elected before the threads start
 
     def run(self) -> None:
@@ -488,6 +488,7 @@ class Crowd:
 
     def work(self, worker: str, seed: int) -> None:
         chance = random.Random(seed)
+        eventually(lambda: self.offers)
         endings = [
             DONE,
             DONE,
@@ -503,8 +504,9 @@ class Crowd:
             ends = [end(each, chance.choice(endings)) for each in self.desk.states.claim(worker, runs).claimed]
             chance.shuffle(ends)
             self.desk.states.settle(worker, ends)
-            if ends and chance.random() < 0.3:
+            if ends and (chance.random() < 0.3 or not self.going.is_set()):
                 self.desk.states.settle(worker, ends)  # late, all of it
+                self.going.set()
             self.desk.states.conclude({each.run.batch_id for each in ends})
 
     def steer(self, seed: int) -> None:
@@ -521,6 +523,7 @@ class Crowd:
             lambda _: states.take_back(chance.choice(self.workers), None, self.desk.term),
             states.request_promotion,
         ]
+        assert self.going.wait(30)  # something has run before the first batch is cancelled
         for _ in range(self.rounds):
             with suppress(IllegalMoveError):  # as an operator who is too late
                 chance.choice(verbs)(chance.choice(self.ids))

@@ -14,7 +14,7 @@ from celery.worker import state as celery_state
 
 from batching.errors import BatchingError
 from workers.drain import Drain
-from workers.hubs import HubBridge, Turning, patient
+from workers.hubs import HubBridge, Turning, attentive, patient
 
 if TYPE_CHECKING:
     from workers.wiring import Assembly
@@ -65,6 +65,7 @@ class Lanes(bootsteps.StartStopStep):
             self._thread.start()
         else:
             worker_before_create_process.connect(self._before_fork, weak=False, dispatch_uid=f"lanes-{id(self)}")
+            attentive(controller.hub)
             assembly.consumer.start()
         if assembly.companion is not None:
             assembly.companion.start()

@@ -12,8 +12,6 @@ from tests.support import eventually
 if TYPE_CHECKING:
     from tests.acceptance.stage import Stage
 
-BOTH = pytest.mark.parametrize("engine", ["postgresql", "sqlite"])
-
 
 def test_two_workers_with_different_handlers(stage: Stage) -> None:
     # Given a worker, and a batch for a handler that it does not have
@@ -37,15 +35,26 @@ def test_two_workers_with_different_handlers(stage: Stage) -> None:
     stage.judge(own, foreign)
 
 
-def test_a_handler_module_that_does_not_import(stage: Stage) -> None:
-    # Given a module of handlers that raises
-    worker = stage.worker(ready=False, BATCHING_HANDLERS=f"{HANDLERS},tests.acceptance.broken")
-    # Then the worker exits with an error, and shows the traceback once
-    assert worker.wait(30) != 0
-    log = worker.logs()
-    assert log.count("RuntimeError: this module cannot be imported") == 1, log
-    assert log.count("Traceback") == 1, log
-    assert "tests.acceptance.broken" in log
+def test_workers_that_must_not_start(stage: Stage) -> None:
+    # Given a module of handlers that raises, a database that is not there, and a broker that lanes cannot use
+    nowhere = f"postgresql+psycopg://someone:secret@/nowhere?host={stage.folder}"
+    broken = stage.worker(ready=False, BATCHING_HANDLERS=f"{HANDLERS},tests.acceptance.broken")
+    unreachable = stage.worker(ready=False, BATCHING_DATABASE_URL=nowhere)
+    rabbit = stage.worker("--pool=solo", ready=False, BATCHING_BROKER_URL="amqp://someone:secret@localhost//")
+    # Then each worker exits with an error of its own
+    for worker in (broken, unreachable, rabbit):
+        assert worker.wait(30) != 0, worker.logs()
+        assert "secret" not in worker.logs()
+    # Which shows the handlers' traceback once
+    assert broken.logs().count("RuntimeError: this module cannot be imported") == 1, broken.logs()
+    assert broken.logs().count("Traceback") == 1
+    assert "tests.acceptance.broken" in broken.logs()
+    # Which says what cannot be reached or used, and which setting names it
+    assert "cannot reach the database" in unreachable.logs()
+    assert "BATCHING_DATABASE_URL" in unreachable.logs()
+    assert "Traceback" not in unreachable.logs()
+    assert "lanes need Redis or Valkey" in rabbit.logs()
+    assert "Traceback" not in rabbit.logs()
     assert stage.registered() == []
 
 
@@ -56,21 +65,9 @@ def test_a_newer_schema_is_refused(stage: Stage) -> None:
     # Then a worker says so and exits, and does not touch it
     worker = stage.worker(ready=False)
     assert worker.wait(30) != 0
-    log = worker.logs()
-    assert "9999 is newer" in log
-    assert "Traceback" not in log
+    assert "9999 is newer" in worker.logs()
+    assert "Traceback" not in worker.logs()
     assert stage.registered() == []
-
-
-def test_a_database_that_cannot_be_reached(stage: Stage) -> None:
-    url = f"postgresql+psycopg://someone:secret@/nowhere?host={stage.folder}"
-    worker = stage.worker(ready=False, BATCHING_DATABASE_URL=url)
-    assert worker.wait(30) != 0
-    log = worker.logs()
-    assert "cannot reach the database" in log
-    assert "BATCHING_DATABASE_URL" in log
-    assert "secret" not in log
-    assert "Traceback" not in log
 
 
 def test_a_broker_that_cannot_be_reached_yet(stage: Stage) -> None:
@@ -87,8 +84,10 @@ def test_a_broker_that_cannot_be_reached_yet(stage: Stage) -> None:
     stage.judge(batch)
 
 
-@BOTH
-@pytest.mark.parametrize("pool", ["threads", "solo", "gevent"])
+@pytest.mark.parametrize(
+    ("pool", "engine"),
+    [("threads", "postgresql"), ("threads", "sqlite"), ("solo", "postgresql"), ("gevent", "postgresql")],
+)
 def test_pools_that_do_not_fork(stage: Stage, pool: str) -> None:
     # Given a worker with another pool
     worker = stage.worker(f"--pool={pool}", "--concurrency=4")

@@ -45,7 +45,6 @@ def test_pause_and_resume(stage: Stage) -> None:
     stage.judge(batch, other)
 
 
-@BOTH
 def test_cancel(stage: Stage) -> None:
     # Given a batch in mid-run
     stage.worker()

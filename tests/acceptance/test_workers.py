@@ -114,7 +114,6 @@ def test_sigquit(stage: Stage) -> None:
     stage.judge(batch, again={"given back"})
 
 
-@BOTH
 def test_the_worker_lives_but_forgot_a_run(stage: Stage) -> None:
     # Given a worker with its hands full, and dispatched profiles that it has not claimed
     stage.worker("--pool=prefork", "--concurrency=1")
