@@ -16,7 +16,7 @@ from batching.models import queues, workers
 from batching.outlook import look
 from batching.settings import Settings
 from batching.states import BatchState, StopTarget
-from tests.accounting import BROKEN, HANDLER, Desk, assert_accounted, plant, statements
+from tests.accounting import BROKEN, DONE, HANDLER, Desk, assert_accounted, plant, statements
 from tests.recording import RecordingPublisher
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class Leader:
         """A worker takes and ends everything that waits in the broker."""
         states = self.desk.states
         claimed = states.claim(self.desk.worker, [each.run for each in self.publisher.take()]).claimed
-        self.desk.settle(claimed, *([outcome] if outcome else []))
+        self.desk.settle(claimed, outcome or DONE)
         states.conclude({each.run.batch_id for each in claimed})
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import uuid
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -206,7 +206,12 @@ class BatchMachine(RuleBasedStateMachine):
         fast=st.booleans(),
     )
     def submit(self, size: int, attempts: int, passes: int, budget: int, fast: bool) -> None:
-        terms = {"max_attempts": attempts, "max_passes": passes, "failure_budget": budget, "fail_fast": fast}
+        terms: dict[str, Any] = {
+            "max_attempts": attempts,
+            "max_passes": passes,
+            "failure_budget": budget,
+            "fail_fast": fast,
+        }
         self.batch_id = self.desk.submit(size, queue=f"q{uuid.uuid4().hex}", retry_backoff=0, **terms)
         self.queue = read_batch(self.database, self.batch_id).queue
         self.model = ModelBatch(size, attempts, passes, budget, fast)

@@ -457,7 +457,7 @@ class Crowd:
         self.desk = Desk(self.database)
         self.rounds = rounds
         self.workers = [str(uuid.uuid4()) for _ in range(4)]
-        terms = {"max_attempts": 2, "max_passes": 2, "failure_budget": 0.25}
+        terms: dict[str, Any] = {"max_attempts": 2, "max_passes": 2, "failure_budget": 0.25}
         self.ids = [self.desk.submit(self.SIZE, retry_backoff=0, **terms) for _ in range(self.BATCHES)]
         self.offers: list[Any] = []
         self.going, self.done = threading.Event(), threading.Event()

@@ -679,7 +679,8 @@ def test_only_waiting_batches_can_be_moved(desk: Desk) -> None:
 
 
 def test_a_place_must_be_one(desk: Desk) -> None:
-    for place in (0, -1, True, "first", 1.5, None):
+    places: tuple[Any, ...] = (0, -1, True, "first", 1.5, None)
+    for place in places:
         batch_id = desk.submit(1)
         with pytest.raises(InvalidInputError, match=r"a place is front, end, or 1, 2, 3, …"):
             desk.states.move(batch_id, place)

@@ -165,7 +165,7 @@ def attentive(hub: Any) -> None:
     """Make a hub look at its descriptors after each timer, not after ten of them.
 
     While Redis is frozen, several of Celery's timers wait for it, each until its time-out, and by then they are due
-    again (kombu/asynchronous/hub.py `fire_timers`): what the pool's children answer would not be read for all that time.
+    again (kombu/asynchronous/hub.py `fire_timers`): what the pool's children answer would not be read all that time.
 
     Args:
         hub: Celery's, before its loop runs.
