@@ -235,10 +235,11 @@ class Database:
             raise ConfigurationError(f"cannot use the database URL {mask_url(self.url)!r}: {error}") from None
 
     def _postgresql_engine(self) -> Engine:
-        options = "-c timezone=UTC -c idle_in_transaction_session_timeout=60000"
+        # A process that is frozen inside a transaction must not keep its locks for long: others wait for them.
+        idle = 60_000 if self._timeout is None else int(self._timeout * 1000)
+        options = f"-c timezone=UTC -c idle_in_transaction_session_timeout={idle}"
         if self._timeout is not None:
-            milliseconds = int(self._timeout * 1000)
-            options += f" -c statement_timeout={milliseconds} -c lock_timeout={milliseconds}"
+            options += f" -c statement_timeout={idle} -c lock_timeout={idle}"
         arguments: dict[str, Any] = {
             "connect_timeout": max(2, round(self._timeout or 10)),
             "application_name": "batching",
