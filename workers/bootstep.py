@@ -125,7 +125,7 @@ class Lanes(bootsteps.StartStopStep):
 
         def ensure_connected(connection: Any) -> Any:
             if consumer.connection is None:
-                self._give_back_forgotten()
+                self._recover_forgotten()
             return connect(patient(lambda: self._turning(controller), connection))
 
         consumer.ensure_connected = ensure_connected
@@ -133,12 +133,13 @@ class Lanes(bootsteps.StartStopStep):
     def _turning(self, controller: Any) -> Turning:
         return Turning(controller.hub, controller.pool, self._attach)
 
-    def _give_back_forgotten(self) -> None:
+    def _recover_forgotten(self) -> None:
         """When its broker is lost, Celery makes the pool forget what it has not begun: those would never call back."""
         from batching.interfaces import Ending, Outcome  # noqa: PLC0415 - only on this rare path
 
         for request in list(self._assembly.consumer.active.values()):
-            if self._assembly.executor.forgotten(request):
+            executor = self._assembly.executor
+            if executor.forgotten(request) and not executor.readopt(request):
                 request.finish(Outcome(Ending.GIVEN_BACK))
 
     def _before_fork(self, **_: Any) -> None:

@@ -106,6 +106,17 @@ class PoolExecutor:
         job = request.handle
         return job is None or job._job not in self._controller.pool._pool._cache  # noqa: SLF001 - see `withdraw`
 
+    def readopt(self, request: RunRequest) -> bool:
+        """Put a dropped run back into the pool's books when a child has its bytes; False when it will not run there.
+
+        Given back, it would run a second time elsewhere, and the outcome of the first would be thrown away.
+        """
+        job = request.handle
+        if job is None or job._write_to is None:  # noqa: SLF001 - set when its first byte goes into a child's pipe
+            return False
+        self._controller.pool._pool._cache[job._job] = job  # noqa: SLF001 - where answers look for their job
+        return True
+
     def terminate(self, requests: Sequence[RunRequest], *, force: bool) -> bool:
         """Interrupt what runs; False when this pool cannot."""
         if self.pool != "prefork":
