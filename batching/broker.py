@@ -88,7 +88,8 @@ class Doorbell:
     def __init__(self, url: str, key_prefix: str, *, timeout: float | None = None) -> None:
         self._url = url
         self._key = f"{key_prefix}hint"
-        self._client = redis_client(url, **({} if timeout is None else {"socket_timeout": timeout}))
+        bounds = {} if timeout is None else {"socket_timeout": timeout, "socket_connect_timeout": timeout}
+        self._client = redis_client(url, **bounds)
 
     def ring(self) -> None:
         """Hint that there is something to do; raises BrokerUnavailableError, which callers may ignore."""

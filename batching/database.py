@@ -36,6 +36,7 @@ from sqlalchemy.pool import NullPool
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
+from batching.answers import bound_answers
 from batching.errors import ConfigurationError, DatabaseUnavailableError
 from batching.settings import mask_url
 
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 #: SQLSTATE class 08 is a broken connection, 57P0x a server that goes down or comes up: the statement is not to blame.
-_UNAVAILABLE_SQLSTATES = ("08", "57P0", "53300")
+_UNAVAILABLE_SQLSTATES = ("08", "57P0", "53", "58", "25006", "25P03")
 #: Serialisation failure, deadlock, lock not available, statement over its time-out: it may go through when repeated.
 _TRANSIENT_SQLSTATES = ("40001", "40P01", "55P03", "57014")
 
@@ -251,7 +252,10 @@ class Database:
             if self._pooled
             else {"poolclass": NullPool}
         )
-        return create_engine(self._parsed, connect_args=arguments, **pool)
+        engine = create_engine(self._parsed, connect_args=arguments, **pool)
+        if self._timeout is not None:
+            bound_answers(engine, 2 * self._timeout)
+        return engine
 
     def _sqlite_engine(self) -> Engine:
         busy = 5.0 if self._timeout is None else self._timeout

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from batching.policies import lane_window
@@ -90,27 +91,37 @@ class Dispatcher:
             running = sum(1 for each in outlook.running if each.row.queue == queue)
             if running < outlook.max_running.get(queue, 1):
                 batch_id = self._state.promote(queue, term)
-            elif not self._fills_workers(outlook, queue):
-                batch_id = self._state.promote(queue, term, outlook.served(queue))
+            elif hungry := self._hungry(outlook, queue):
+                batch_id = self._state.promote(queue, term, hungry)
             else:
                 continue
             if batch_id is not None:
                 promoted.append(batch_id)
         return promoted
 
-    def _fills_workers(self, outlook: Outlook, queue: str) -> bool:
-        """Whether the running batches can keep the queue's workers busy for the better part of their window."""
-        slots = outlook.queue_slots(queue)
-        if not slots:
-            return True  # nobody is idle, since nobody is there
-        windows = [self._window(outlook, lane) for lane in outlook.lanes() if lane.queue == queue]
+    def _hungry(self, outlook: Outlook, queue: str) -> frozenset[str]:
+        """Handlers of those workers of the queue whom the running batches cannot keep busy for half of their window.
+
+        Workers of the same handlers are looked at together: what only others can run feeds none of them.
+        """
+        slots: Counter[tuple[str, ...]] = Counter()
+        for worker in outlook.workers:
+            if "*" in worker.queues or queue in worker.queues:
+                slots[worker.handlers] += worker.slots
         # A batch that stops still occupies workers; it has nothing more to give.
-        supply = sum(
-            each.counts.dispatched + each.counts.running + self._can_give(outlook, each)
-            for each in outlook.active
-            if each.row.queue == queue
+        supply: Counter[str] = Counter()
+        for each in outlook.active:
+            if each.row.queue == queue:
+                supply[each.lane.handler] += (
+                    each.counts.dispatched + each.counts.running + self._can_give(outlook, each)
+                )
+        windows = {lane.handler: self._window(outlook, lane) for lane in outlook.lanes() if lane.queue == queue}
+        return frozenset(
+            handler
+            for handlers, number in slots.items()
+            if sum(supply[each] for each in handlers) < max([number, *(windows.get(each, 0) // 2 for each in handlers)])
+            for handler in handlers
         )
-        return supply >= max([slots, *(window // 2 for window in windows)])
 
     def _can_give(self, outlook: Outlook, each: Active) -> int:
         """Profiles that a batch could still put in flight, beyond those that the outlook has seen in flight."""

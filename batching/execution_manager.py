@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from batching.errors import BatchingError
 from batching.policies import settlement
 
 if TYPE_CHECKING:
@@ -58,5 +60,7 @@ class BatchExecutionManager:
         """Conclude after the commit: each finisher looks again once its own outcome is visible to all."""
         settlements = [settlement(claimed, outcome, self._max_losses, self._jitter()) for claimed, outcome in outcomes]
         result = self._state_manager.settle(worker_id, settlements)
-        self._state_manager.conclude({run.batch_id for run in result.applied})
+        # Settled it is: the sweep repeats a conclusion that fails, and the same outcomes again would only be late.
+        with suppress(BatchingError):
+            self._state_manager.conclude({run.batch_id for run in result.applied})
         return result

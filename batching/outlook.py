@@ -58,19 +58,6 @@ class Outlook:
         """Pool slots of the live workers that serve a lane."""
         return sum(worker.slots for worker in self.workers if serves(worker, lane))
 
-    def queue_slots(self, queue: str) -> int:
-        """Pool slots of the live workers that serve any lane of a queue."""
-        return sum(worker.slots for worker in self.workers if "*" in worker.queues or queue in worker.queues)
-
-    def served(self, queue: str) -> frozenset[str]:
-        """Handlers that a live worker serves in a queue."""
-        return frozenset(
-            handler
-            for worker in self.workers
-            if "*" in worker.queues or queue in worker.queues
-            for handler in worker.handlers
-        )
-
     def lanes(self) -> dict[Lane, list[Active]]:
         """The running batches by lane, in the order of the queue."""
         found: dict[Lane, list[Active]] = defaultdict(list)

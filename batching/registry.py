@@ -39,6 +39,11 @@ class WorkerRegistry:
         with self._database.begin() as writing:
             return sweep.give_back(writing, worker_id, runs)
 
+    def stands(self, run: RunId) -> bool:
+        """Whether an offered run can still be claimed: it is dispatched, and nobody has taken it."""
+        with self._database.read() as reading:
+            return profile.stands(reading, run)
+
     def queues(self) -> list[str]:
         """The names of all queues."""
         with self._database.read() as reading:

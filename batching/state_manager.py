@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -27,6 +29,10 @@ if TYPE_CHECKING:
         SettleResult,
     )
     from batching.states import BatchState, StopTarget
+
+
+#: Seconds that one call may spend on deleting what producers left behind: the leader has more to do.
+_SLICE = 0.2
 
 
 class BatchStateManager:
@@ -67,7 +73,8 @@ class BatchStateManager:
         return was_loading
 
     def sweep_abandoned(self, limit: int = 10) -> list[str]:
-        """Delete loading batches whose producer is gone; returns their ids."""
+        """Delete loading batches whose producer is gone, for a moment; the next call goes on. Returns those deleted."""
+        until = time.monotonic() + _SLICE
         with self.database.read() as reading:
             found = submission.abandoned(reading, limit)
         swept = []
@@ -75,7 +82,8 @@ class BatchStateManager:
             with self.database.begin() as writing:
                 gone = submission.lapse(writing, batch_id, overdue_only=True) or submission.is_lapsed(writing, batch_id)
             if gone:
-                self._delete(batch_id)
+                if not self._delete(batch_id, until=until):
+                    break
                 swept.append(batch_id)
         return swept
 
@@ -92,11 +100,12 @@ class BatchStateManager:
                 pruned += 1
         return pruned
 
-    def _delete(self, batch_id: str, step: int = 5_000) -> None:
+    def _delete(self, batch_id: str, step: int = 5_000, until: float = math.inf) -> bool:
         more = True
-        while more:
+        while more and time.monotonic() < until:
             with self.database.begin() as writing:
                 more = submission.delete_some(writing, batch_id, step)
+        return not more
 
     # --- the leader's moves
 

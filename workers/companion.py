@@ -74,14 +74,21 @@ class Companion:
 
     def _spawn(self) -> None:
         self._age = 0.0
-        self._process = subprocess.Popen(  # noqa: S603 - our own module
+        try:
+            self._process = self._popen()
+        except OSError as error:  # no process or memory left for the moment
+            self._retry(f"could not be started: {error}")
+            return
+        self._timer = self._loop.call_later(_LOOK, self._look)
+
+    def _popen(self) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(  # noqa: S603 - our own module
             python("workers.manager"),
             stdin=subprocess.PIPE,
             env=self._environment,
             start_new_session=True,
             close_fds=True,
         )
-        self._timer = self._loop.call_later(_LOOK, self._look)
 
     def _look(self) -> None:
         if self._process is None:
@@ -94,9 +101,12 @@ class Companion:
         if self._process.stdin is not None:
             self._process.stdin.close()
         self._process = None
+        self._retry(f"exited with code {code}")
+
+    def _retry(self, what: str) -> None:
         first = self._age >= _SETTLED or not self._pause
         self._pause = _FIRST_PAUSE if first else min(_LONGEST_PAUSE, 2 * self._pause)
-        logger.error("The manager exited with code %s; starting it again in %g s", code, self._pause)
+        logger.error("The manager %s; starting it again in %g s", what, self._pause)
         self._timer = self._loop.call_later(self._pause, self._spawn)
 
     def _let_go(self) -> None:

@@ -48,6 +48,7 @@ class Registry(Protocol):
     def beat(self, worker_id: str, *, draining: bool = False) -> bool: ...
     def running(self, worker_id: str) -> list[RunId]: ...
     def give_back(self, worker_id: str, runs: Sequence[RunId]) -> int: ...
+    def stands(self, run: RunId) -> bool: ...
     def queues(self) -> list[str]: ...
     def leave(self, worker_id: str) -> None: ...
 
@@ -123,6 +124,7 @@ class LaneConsumer:
         self._pending_since = 0.0
         self._dry = False
         self._rung = 0.0
+        self._beaten = 0.0
         self._pump_planned = False
         # Until one has ended, they count as long: what is not hoarded can be fetched later.
         self._run_seconds = 60.0
@@ -134,8 +136,8 @@ class LaneConsumer:
 
     def start(self) -> None:
         """Register and begin. Call it in the loop's thread, or before the loop runs."""
-        self.heartbeat()
         self.loop.call_repeatedly(self.settings.heartbeat_interval, self.heartbeat)
+        self.loop.call_soon(self.heartbeat)  # an error of the first one must not end all others
 
     # --- what the pool tells; from any thread
 
@@ -218,17 +220,17 @@ class LaneConsumer:
 
     def _popped(self, key: str, messages: Sequence[bytes], asked: int) -> None:
         self._dry = len(messages) < asked
-        for raw in messages:
-            offer = self.reader.read(key, raw)
-            if offer is not None:
-                self._offered(offer)
+        offers = [offer for raw in messages if (offer := self.reader.read(key, raw)) is not None]
+        # All at once: each is a round trip, and a broker that is away now would hold this loop for every one of them.
+        self._put_back([offer for offer in offers if not self._keep(offer)])
         self.pump()
 
-    def _offered(self, offer: Offer) -> None:
+    def _keep(self, offer: Offer) -> bool:
+        """Take note of an offer; False when it has to go back to its lane."""
         if offer.run in self.held or offer.run in self.pending:
             self.duplicates += 1
         elif self.draining or self._alone is not None:
-            self._put_back([offer])
+            return False
         elif offer.alone:
             self._alone = offer
             # Others may serve them meanwhile: it can take long until this worker is empty.
@@ -238,6 +240,7 @@ class LaneConsumer:
                 self._pending_since = monotonic()
                 self.loop.call_later(self.settings.flush_interval, self.pump)
             self.pending[offer.run] = offer
+        return True
 
     def return_pending(self) -> None:
         """Put what was popped and not claimed back into its lanes."""
@@ -261,6 +264,9 @@ class LaneConsumer:
     # --- claiming
 
     def _claim_due(self) -> None:
+        if self.gate.open and self.registered and monotonic() - self._beaten > self.settings.worker_lease / 2:
+            # This process was frozen, and may have been declared dead: what it claims now would count as lost later.
+            self._beat()
         if not self.gate.open or not self.registered:
             return
         if self._alone is not None:
@@ -350,7 +356,10 @@ class LaneConsumer:
             self._be_reborn()
         if not self.draining:
             self._serve(self.registry.queues() if EVERY_QUEUE in self.settings.queues else self.settings.queues)
+        if self._alone is not None and not self.registry.stands(self._alone.run):
+            self._alone = None  # another worker took it: nothing is left to be empty for
         self._give_back_strays()
+        self._beaten = monotonic()
         return True
 
     def _give_back_strays(self) -> None:

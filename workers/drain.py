@@ -45,13 +45,14 @@ class Drain:
     def begin(self) -> None:
         """Start; call it in the loop's thread."""
         consumer = self._consumer
+        # First: whatever fails below, there is an end.
+        consumer.loop.call_later(self._timeout, self.hurry)
+        consumer.loop.call_later(self._timeout + _LAST_WORDS + _LAST_WRITES, self._abandon)
         consumer.draining = True
+        consumer.on_quiet = self._look
         consumer.put_back_raw(consumer.popper.close())
         consumer.return_pending()
         self._give_back_waiting()
-        consumer.on_quiet = self._look
-        consumer.loop.call_later(self._timeout, self.hurry)
-        consumer.loop.call_later(self._timeout + _LAST_WORDS + _LAST_WRITES, self._abandon)
         if consumer.active:
             logger.info("Draining: %d runs have %g s to finish", len(consumer.active), self._timeout)
         consumer.heartbeat()
@@ -73,7 +74,8 @@ class Drain:
         consumer = self._consumer
         if self._done or consumer.active or len(consumer.outcomes):
             return
-        if not consumer.registered or consumer.gate.run(self._leave):
+        # While the gate is closed, its own timer tries again: one more for each look would double them every time.
+        if not consumer.registered or (consumer.gate.open and consumer.gate.run(self._leave)):
             self._end()
 
     def _leave(self) -> bool:

@@ -80,6 +80,10 @@ class Manager:
                 pause = min(5.0, max(0.2, 2 * pause))
                 log.warning("database is away", error=str(error), retry_in=pause)
                 self._term = None
+            except Exception:
+                pause = min(5.0, max(0.2, 2 * pause))
+                log.exception("turn failed", retry_in=pause)
+                self._term = None
             self._wait(pause)
         self._resign()
 

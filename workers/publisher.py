@@ -83,7 +83,7 @@ class RedisPublisher:
         self._timeout = timeout
         self._origin = f"{os.getpid()}@{socket.gethostname()}"
         # RESP2: its BLMPOP answer is one frame, and nothing is ever pushed between answers.
-        self.client = redis_client(broker_url, socket_timeout=timeout, protocol=2)
+        self.client = redis_client(broker_url, socket_timeout=timeout, socket_connect_timeout=timeout, protocol=2)
         self._doorbell = Doorbell(broker_url, key_prefix, timeout=timeout)
 
     def publish(self, dispatches: Sequence[Dispatch]) -> None:
@@ -130,7 +130,9 @@ class RedisPublisher:
         with translated_errors(self.url), self.client.pipeline(transaction=False) as pipeline:
             for lane in asked:
                 pipeline.llen(lane_key(self.key_prefix, lane))
-            return dict(zip(asked, pipeline.execute(), strict=True))
+            answers = pipeline.execute(raise_on_error=False)
+        # A key of another type in a lane's place carries nothing of ours: as good as empty, and no reason to stop here.
+        return {lane: answer if isinstance(answer, int) else 0 for lane, answer in zip(asked, answers, strict=True)}
 
     def incarnation(self) -> str:
         """Changes when the broker restarted or was flushed: its run id, and a canary key that FLUSHALL removes.
@@ -142,7 +144,7 @@ class RedisPublisher:
         with translated_errors(self.url):
             found = self.client.set(f"{self.key_prefix}canary", fresh, nx=True, get=True)
             info: dict[str, Any] = self.client.info("server")
-        canary = found.decode() if isinstance(found, bytes) else fresh
+        canary = found.decode("ascii", "replace") if isinstance(found, bytes) else fresh
         return f"{info['run_id']}:{canary}"
 
     def discard(self, lane: Lane) -> None:

@@ -22,7 +22,7 @@ _REFUSED: Final = {
     "retry_backoff": "use BatchOptions(retry_backoff=…)",
     "bind": "a handler takes a Profile",
     "rate_limit": "lanes are not rate limited by Celery",
-    "expires": "messages are hints; give the batch a deadline",
+    "expires": "messages are hints; cancel the batch to end it",
     "ignore_result": "results are kept in SQL",
 }
 

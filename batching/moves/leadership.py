@@ -28,7 +28,11 @@ def acquire(connection: Connection, holder: str, lease: float) -> LeaderTerm | N
     connection.execute(dialect.insert(leases).values(name=LEADER, expires_at=now()).on_conflict_do_nothing())
     epoch = connection.scalar(
         update(leases)
-        .where(leases.c.name == LEADER, or_(leases.c.holder.is_(None), leases.c.expires_at <= now()))
+        .where(
+            leases.c.name == LEADER,
+            # Its own lease, when it lost sight of it: the answer to a COMMIT, or to anything else, did not come.
+            or_(leases.c.holder.is_(None), leases.c.holder == holder, leases.c.expires_at <= now()),
+        )
         .values(holder=holder, epoch=leases.c.epoch + 1, expires_at=later(literal(lease)))
         .returning(leases.c.epoch)
     )

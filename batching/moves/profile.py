@@ -349,6 +349,22 @@ def _count_settled(
         counters.add(connection, batch_id, writer_id, deltas[batch_id])
 
 
+def stands(connection: Connection, run: RunId) -> bool:
+    """Whether an offered run is still dispatched; read without locks, only a claim decides."""
+    return bool(
+        connection.scalar(
+            select(
+                exists().where(
+                    profiles.c.batch_id == run.batch_id,
+                    profiles.c.number == run.number,
+                    profiles.c.run == run.run - 1,
+                    profiles.c.state == ProfileState.DISPATCHED,
+                )
+            )
+        )
+    )
+
+
 def running_of(connection: Connection, worker_id: str) -> list[tuple[RunId, int, int, int]]:
     """What SQL thinks this worker runs: run, attempts used, losses, pass; through the in-flight index."""
     rows = connection.execute(
