@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 def bound_answers(engine: Engine, seconds: float) -> None:
     """Give up on a PostgreSQL that does not answer: its own time-outs end nothing when it is frozen, or cut off.
 
-    psycopg waits in a loop that looks up now and then (psycopg/waiting.py); the bound is checked there, so no thread and
-    no signal is needed, which a process that forks could not have.
+    psycopg waits in a loop that looks up now and then (psycopg/waiting.py); the bound is checked there, so no thread
+    and no signal is needed, which a process that forks could not have.
 
     Args:
         engine: Of the psycopg dialect; its connections are made anew.

@@ -11,7 +11,7 @@ from batching.database import later
 from batching.dispatcher import Dispatcher, RateMeter
 from batching.errors import BrokerUnavailableError
 from batching.execution_manager import BatchExecutionManager
-from batching.interfaces import Ending, Outcome
+from batching.interfaces import Ending, Lane, Outcome
 from batching.models import queues, workers
 from batching.outlook import look
 from batching.settings import Settings
@@ -270,4 +270,4 @@ def test_the_rate_rises_at_once_and_decays() -> None:
 
 
 def test_the_handler_of_the_desk_is_what_its_worker_serves(leader: Leader) -> None:
-    assert look(leader.desk.database, 10.0).served("default") == {HANDLER}
+    assert look(leader.desk.database, 10.0).slots(Lane("default", HANDLER)) > 0
