@@ -10,6 +10,7 @@ import re
 import sys
 import traceback
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
 
 from batching.errors import ConfigurationError, HandlerImportError, UnknownHandlerError
@@ -118,9 +119,15 @@ def get(name: str) -> Handler:
 def load(modules: Iterable[str]) -> None:
     """Import modules so that their marks register.
 
+    The current folder is added to the end of `sys.path`, and stays there: `celery -A` has it there only while it looks
+    for the application, and handlers may import their neighbours later. At the end, so that it shadows nothing.
+
     Raises:
         HandlerImportError: A module failed; its traceback is in the message, once.
     """
+    here = str(Path.cwd())
+    if here not in sys.path and "" not in sys.path:
+        sys.path.append(here)
     for module in modules:
         try:
             importlib.import_module(module)
@@ -128,7 +135,8 @@ def load(modules: Iterable[str]) -> None:
             trace = "".join(traceback.format_exception(error, limit=-8)).rstrip()
             raise HandlerImportError(
                 f"cannot import the handler module {module!r} (BATCHING_HANDLERS or --handlers):\n{trace}\n"
-                f"fix the module, or its name; it is looked for on sys.path, which starts with {sys.path[0]!r}"
+                f"fix the module, or its name (as in `import {module.removesuffix('.py')}`); it is looked for on "
+                f"PYTHONPATH and in {here}"
             ) from None
 
 

@@ -282,6 +282,8 @@ class SettleResult(NamedTuple):
 
     applied: list[RunId]
     late: list[RunId]
+    stopping: frozenset[str] = frozenset()
+    """Batches among them that are stopping: what a worker has claimed of them and not begun should go back."""
 
 
 class WorkerInfo(NamedTuple):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from batching.moves import leadership, profile, sweep
+from batching.moves import leadership, profile, rows, sweep
+from batching.states import BatchState
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from batching.database import Database
     from batching.interfaces import RunId, WorkerInfo
@@ -43,6 +44,12 @@ class WorkerRegistry:
         """Whether an offered run can still be claimed: it is dispatched, and nobody has taken it."""
         with self._database.read() as reading:
             return profile.stands(reading, run)
+
+    def stopping(self, batch_ids: Collection[str]) -> set[str]:
+        """Which of these batches are stopping: nothing of them should begin any more."""
+        with self._database.read() as reading:
+            found = rows.read_batches(reading, batch_ids)
+        return {batch.id for batch in found.values() if batch.state is BatchState.STOPPING}
 
     def queues(self) -> list[str]:
         """The names of all queues."""

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import TYPE_CHECKING, Final, Protocol
 
-from batching.errors import BrokerUnavailableError, DatabaseUnavailableError
+from batching.errors import BrokerUnavailableError
 from batching.interfaces import Ending, Lane, Outcome
+from workers.appetite import Appetite
 from workers.gate import SqlGate
 from workers.identity import announce
 from workers.offers import Offer, Reader
@@ -22,7 +23,7 @@ from workers.publisher import lane_key
 from workers.settling import Outcomes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from batching.interfaces import Claimed, IBatchExecutionManager, RunId, WorkerInfo
     from batching.settings import Settings
@@ -35,9 +36,6 @@ logger = logging.getLogger(__name__)
 #: Seconds between two rings of the leader's doorbell, and after one that failed.
 _RING_PAUSE: Final = 0.02
 _RING_REST: Final = 5.0
-#: Seconds that a run takes at least, as far as planning goes; and the weight of the newest one in the average.
-_SHORTEST_RUN: Final = 0.0005
-_NEWEST: Final = 0.1
 EVERY_QUEUE: Final = "*"
 
 
@@ -49,6 +47,7 @@ class Registry(Protocol):
     def running(self, worker_id: str) -> list[RunId]: ...
     def give_back(self, worker_id: str, runs: Sequence[RunId]) -> int: ...
     def stands(self, run: RunId) -> bool: ...
+    def stopping(self, batch_ids: Collection[str]) -> set[str]: ...
     def queues(self) -> list[str]: ...
     def leave(self, worker_id: str) -> None: ...
 
@@ -126,8 +125,7 @@ class LaneConsumer:
         self._rung = 0.0
         self._beaten = 0.0
         self._pump_planned = False
-        # Until one has ended, they count as long: what is not hoarded can be fetched later.
-        self._run_seconds = 60.0
+        self._appetite = Appetite(self.executor.slots, self.settings)
 
     @property
     def worker_id(self) -> str:
@@ -155,10 +153,7 @@ class LaneConsumer:
         if self._alone_run == request.claimed.run:
             self._alone_run = None
         self.outcomes.add(request, outcome)
-        if request.runtime is not None:
-            # The first one counts alone.
-            average = self._run_seconds + _NEWEST * (request.runtime - self._run_seconds)
-            self._run_seconds = average if self._run_seconds < 60.0 else request.runtime
+        self._appetite.ended(request.claimed.terms.lane.handler, request.runtime)
         if len(self.outcomes) == 1:
             self.loop.call_later(self.settings.flush_interval, self.pump)
         self._plan_pump()
@@ -193,22 +188,12 @@ class LaneConsumer:
 
     # --- popping
 
-    def _target(self) -> int:
-        """Runs to hold: what the pool can take twice over, and two flushes' worth of work for it.
-
-        Work is counted by what a run takes, not by how many ended lately: small groups make a pool wait for SQL, and a
-        rate measured then would keep them small.
-        """
-        slots = self.executor.slots()
-        buffer = int(2 * self.settings.flush_interval * slots / max(_SHORTEST_RUN, self._run_seconds))
-        return 2 * slots + min(self.settings.flush_size, buffer)
-
     def _credit(self) -> int:
         if self._alone is not None or self._alone_run is not None or not self.gate.open or not self.registered:
             return 0
         if len(self.outcomes) >= 2 * self.settings.flush_size:
             return 0
-        target = self._target()
+        target = self._appetite.target()
         credit = target - len(self.pending) - len(self.active)
         # Not one by one: short profiles come in groups then, and long ones are not hoarded either way.
         return min(credit, self.settings.flush_size) if credit >= max(1, target // 3) else 0
@@ -280,7 +265,10 @@ class LaneConsumer:
         idle = len(self.active) < self.executor.slots()
         waited = monotonic() >= self._pending_since + self.settings.flush_interval
         if idle or waited or self._credit() == 0:
-            self._claim(list(self.pending.values())[: self.settings.flush_size])
+            offers = self._appetite.affordable(self.pending.values())[: self.settings.flush_size]
+            if not offers or self._claim(offers):
+                # Popped for quicker ones than these are: others may have room for them.
+                self.return_pending()
 
     def _claim(self, offers: list[Offer]) -> bool:
         try:
@@ -299,6 +287,7 @@ class LaneConsumer:
         for claimed in result.claimed:
             request = self.executor.prepare(claimed, self.worker_id, self)
             self.held[claimed.run] = self.active[claimed.run] = request
+            self._appetite.begun(claimed.terms.lane.handler)
             self.ready.append(request)
         return True
 
@@ -318,6 +307,19 @@ class LaneConsumer:
                 if self.held.get(request.claimed.run) is request:
                     del self.held[request.claimed.run]
             self._ring()
+        if self.outcomes.stopping:
+            stopping, self.outcomes.stopping = self.outcomes.stopping, set()
+            self._give_back_stopped(stopping)
+
+    def _give_back_stopped(self, batch_ids: Collection[str]) -> None:
+        """What was claimed of a batch that stops, and has not begun, goes back: it must not hold the stop up."""
+        for request in list(self.active.values()):
+            if request.claimed.run.batch_id in batch_ids:
+                self._recall(request)
+
+    def _recall(self, request: RunRequest) -> None:
+        if not request.started and (not request.handed or self.executor.withdraw(request)):
+            request.finish(Outcome(Ending.GIVEN_BACK))
 
     def _ring(self) -> None:
         """Wake the leader when the lanes ran empty: it has settled profiles to replace."""
@@ -358,6 +360,9 @@ class LaneConsumer:
             self._serve(self.registry.queues() if EVERY_QUEUE in self.settings.queues else self.settings.queues)
         if self._alone is not None and not self.registry.stands(self._alone.run):
             self._alone = None  # another worker took it: nothing is left to be empty for
+        waiting = {request.claimed.run.batch_id for request in self.active.values() if not request.started}
+        if waiting:
+            self._give_back_stopped(self.registry.stopping(waiting))
         self._give_back_strays()
         self._beaten = monotonic()
         return True
@@ -380,8 +385,7 @@ class LaneConsumer:
         self.info = self._fresh_identity()
         self.registry.register(self.info)
         for request in list(self.active.values()):
-            if not request.started and (not request.handed or self.executor.withdraw(request)):
-                request.finish(Outcome(Ending.GIVEN_BACK))
+            self._recall(request)
 
     def _fresh_identity(self) -> WorkerInfo:
         executor = self.executor
@@ -392,6 +396,3 @@ class LaneConsumer:
             self._queues = tuple(queues)
             lanes = [Lane(queue, handler) for queue in queues for handler in sorted(self._ports.handlers)]
             self._keys = [lane_key(self.settings.key_prefix, lane) for lane in lanes]
-
-
-__all__ = ["DatabaseUnavailableError", "Executor", "LaneConsumer", "Ports", "Registry"]

@@ -17,6 +17,7 @@ from batching.database import Database
 from batching.errors import BatchingError, ConfigurationError
 from workers.embedded import EmbeddedServer, embedded_urls, find_running
 from workers.interpreter import environment, python
+from workers.publisher import RedisPublisher
 from workers.tether import Tether
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 #: Seconds beyond the drain that a worker gets to settle, say goodbye and end, before it is killed.
 _AFTER_DRAIN: Final = 10.0
+#: Seconds for a configured broker to answer at the start.
+_BROKER_ANSWERS: Final = 5.0
 _TAIL_LINES: Final = 25
 _TAIL_BYTES: Final = 16_384
 
@@ -114,6 +117,7 @@ class LocalServices:
         self._make_home()
         try:
             self._start_server()
+            self._check_broker()
             self._prepare_store()
         except BaseException:
             self.stop()
@@ -193,6 +197,14 @@ class LocalServices:
             self._server = EmbeddedServer(self.home)
             self._server.start()
             self._broker_url = self._server.url
+
+    def _check_broker(self) -> None:
+        """A worker would wait for it as long as it takes; whoever started this command wants to know now."""
+        publisher = RedisPublisher(self.broker_url, self._settings.key_prefix, timeout=_BROKER_ANSWERS)
+        try:
+            publisher.check()
+        finally:
+            publisher.close()
 
     def _prepare_store(self) -> None:
         database = Database(self.database_url, pooled=False)

@@ -14,6 +14,8 @@ from base64 import b64encode
 from json.encoder import encode_basestring_ascii as quoted
 from typing import TYPE_CHECKING, Any, Final
 
+import redis
+
 from batching.broker import Doorbell, redis_client, translated_errors
 from batching.errors import ConfigurationError
 from batching.settings import mask_url
@@ -142,7 +144,11 @@ class RedisPublisher:
         """
         fresh = uuid.uuid4().hex
         with translated_errors(self.url):
-            found = self.client.set(f"{self.key_prefix}canary", fresh, nx=True, get=True)
+            try:
+                found = self.client.set(f"{self.key_prefix}canary", fresh, nx=True, get=True)
+            except redis.ResponseError:  # a key of another type stands there: ours replaces it
+                self.client.set(f"{self.key_prefix}canary", fresh)
+                found = None
             info: dict[str, Any] = self.client.info("server")
         canary = found.decode("ascii", "replace") if isinstance(found, bytes) else fresh
         return f"{info['run_id']}:{canary}"

@@ -11,7 +11,7 @@ from batching.interfaces import Ending, Outcome
 from workers.failures import told
 
 if TYPE_CHECKING:
-    from batching.interfaces import Claimed, IBatchExecutionManager, RunId
+    from batching.interfaces import Claimed, IBatchExecutionManager, SettleResult
     from workers.requests import RunRequest
 
 logger = logging.getLogger(__name__)
@@ -33,6 +33,8 @@ class Outcomes:
         self._waiting: list[tuple[RunRequest, Outcome]] = []
         self._since = 0.0
         self.late = 0
+        self.stopping: set[str] = set()
+        """Batches that turned out to be stopping; whoever gives back what has not begun clears it."""
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -72,7 +74,7 @@ class Outcomes:
 
     def _complete(self, holder: str, pairs: list[tuple[Claimed, Outcome]]) -> None:
         try:
-            self._count(self._manager.complete(holder, pairs).late)
+            self._note(self._manager.complete(holder, pairs))
         except DatabaseUnavailableError:
             raise
         except Exception:
@@ -85,7 +87,7 @@ class Outcomes:
         refused = Outcome(Ending.FAILED, error=told("OutcomeRefused", "the database refused to store its outcome"))
         for attempt in (outcome, refused):
             try:
-                self._count(self._manager.complete(holder, [(claimed, attempt)]).late)
+                self._note(self._manager.complete(holder, [(claimed, attempt)]))
             except DatabaseUnavailableError:
                 raise
             except Exception:
@@ -94,7 +96,9 @@ class Outcomes:
                 return
         # Not held any more, so the next heartbeat gives it back.
 
-    def _count(self, late: list[RunId]) -> None:
+    def _note(self, result: SettleResult) -> None:
+        self.stopping |= result.stopping
+        late = result.late
         if late:
             self.late += len(late)
             logger.info(

@@ -226,7 +226,8 @@ def settle(connection: Connection, writer_id: str, holder_id: str, settlements: 
     late = [each.run for each in ordered if each.run not in moved]
     _remember_attempts(connection, holder_id, applied, targets, moved)
     _count_settled(connection, writer_id, applied, late, targets, known)
-    return SettleResult([each.run for each in applied], late)
+    stopping = frozenset(batch.id for batch in batches_.values() if batch.state is BatchState.STOPPING)
+    return SettleResult([each.run for each in applied], late, stopping)
 
 
 def _under(settlement: Settlement, batch: BatchRow) -> ProfileState:
