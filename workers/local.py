@@ -10,11 +10,12 @@ import contextlib
 import os
 import signal
 from dataclasses import dataclass
+from time import monotonic
 from typing import TYPE_CHECKING, Final
 
 from batching import migration
 from batching.database import Database
-from batching.errors import BatchingError, ConfigurationError
+from batching.errors import BatchingError, BrokerUnavailableError, ConfigurationError
 from workers.embedded import EmbeddedServer, embedded_urls, find_running
 from workers.interpreter import environment, python
 from workers.publisher import RedisPublisher
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 _AFTER_DRAIN: Final = 10.0
 #: Seconds for a configured broker to answer at the start.
 _BROKER_ANSWERS: Final = 5.0
+#: Seconds that a server shared with another command may be away, while that command starts it again.
+_SHARED_GRACE: Final = 10.0
 _TAIL_LINES: Final = 25
 _TAIL_BYTES: Final = 16_384
 
@@ -82,6 +85,7 @@ class LocalServices:
         self._broker_url = settings.broker_url
         self._server: EmbeddedServer | None = None
         self._worker: Tether | None = None
+        self._shared_seen = monotonic()
 
     @property
     def broker_url(self) -> str:
@@ -144,9 +148,21 @@ class LocalServices:
         """
         if self._server is not None:
             self._server.start()
+        elif self._settings.broker_url is None:
+            self._check_shared()
         if self._worker is not None and self._worker.ended:
             raise WorkerEndedError(
                 f"the worker ended with code {self._worker.wait()}; its log {self.log} ends so:\n{self.log_tail()}"
+            )
+
+    def _check_shared(self) -> None:
+        """The server of somebody else's `up`: it is started again when it dies, but not when that command ends."""
+        if find_running(self.home) is not None:
+            self._shared_seen = monotonic()
+        elif monotonic() - self._shared_seen > _SHARED_GRACE:
+            raise BrokerUnavailableError(
+                f"the server in {self.home} belonged to another `batching` command, and ended with it; start this "
+                "one again"
             )
 
     def stop(self) -> None:

@@ -223,7 +223,9 @@ class OneShot:
 def worker_choices(command: Any) -> Any:
     """The options that every command has which starts a worker."""
     for option in (
-        click.option("--handlers", "modules", multiple=True, metavar="MODULE", help="Import handlers from here."),
+        click.option(
+            "--handlers", "modules", multiple=True, metavar="MODULE", help="Import handlers from here; repeatable."
+        ),
         click.option("--concurrency", "-c", type=click.IntRange(min=1), help="Pool slots; default: one a processor."),
         click.option("--pool", "-P", default="prefork", show_default=True, help="Celery's name of the pool."),
     ):
