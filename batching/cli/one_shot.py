@@ -111,7 +111,8 @@ class OneShot:
                 self._say_how_to_go_on("interrupted")
                 return _INTERRUPTED
             except BatchingError:
-                self._say_how_to_go_on("stopped")
+                if self._paused is not None:
+                    self._say_how_to_go_on("stopped")
                 raise
 
     def _refuse_empty_file(self) -> None:
