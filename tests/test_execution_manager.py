@@ -1,4 +1,4 @@
-"""One conformance suite over `IBatchExecutionManager`: with the real publisher on a real Valkey, and a recording one."""
+"""One conformance suite over `IBatchExecutionManager`: with the real publisher on a real Valkey, and a recorder."""
 
 from __future__ import annotations
 
