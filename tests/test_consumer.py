@@ -101,7 +101,10 @@ class Bench:
         bind(self.app, [Handler(HANDLER, self.handle)])
         self.pool = TaskPool(self.slots, app=self.app)
         self.pool.start()
-        controller = SimpleNamespace(pool=self.pool, app=self.app, hostname="bench@host", concurrency=self.slots)
+        controller = SimpleNamespace(
+            pool=self.pool, app=self.app, hostname="bench@host", concurrency=self.slots,
+            time_limit=None, soft_time_limit=None, max_tasks_per_child=None,
+        )  # fmt: skip
         controller.consumer = SimpleNamespace(app=self.app, hostname="bench@host", event_dispatcher=None)
         controller.process_task = lambda request: request.execute_using_pool(self.pool)
         self.loop = Loop()

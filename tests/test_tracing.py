@@ -35,13 +35,13 @@ def app() -> Iterator[Celery]:
 
 
 def an_assignment(handler: str, payload: Any, **changes: Any) -> Assignment:
-    given = Assignment(handler, str(uuid.uuid4()), 7, 1, "k7", json.dumps(payload), 1, 2, 65_536, "node@host")
+    given = Assignment(handler, str(uuid.uuid4()), 2, 65_536, "node@host", 7, 1, "k7", json.dumps(payload), 1)
     return given._replace(**changes)
 
 
 def run(app: Celery, handler: str, payload: Any, **changes: Any) -> Outcome:
     assert app.tasks[handler].name == handler
-    answer = trace_run(*an_assignment(handler, payload, **changes))
+    answer = trace_run(an_assignment(handler, payload, **changes))
     return outcome_of(pickle.loads(pickle.dumps(answer)))
 
 
@@ -60,7 +60,7 @@ def test_a_handler_gets_its_profile_and_its_result_is_json(app: Celery) -> None:
 
     name = bound(app, look)
     given = an_assignment(name, {"a": 1}, run=4, attempt=2)
-    outcome = outcome_of(trace_run(*given))
+    outcome = outcome_of(trace_run(given))
     assert outcome == Outcome(Ending.SUCCEEDED, '{"ü":[1,null,0.5]}')
     assert seen == [Profile("k7", {"a": 1}, given.batch_id, 2, 4, 2, f"{given.batch_id}.7")]
 

@@ -12,8 +12,13 @@ if TYPE_CHECKING:
     from workers.offers import Offer
 
 #: Seconds that a run takes at least, as far as planning goes; and the weight of the newest one in the average.
-_SHORTEST_RUN: Final = 0.0005
+_SHORTEST_RUN: Final = 0.00005
 _NEWEST: Final = 0.1
+#: Seconds of work in one bundle, and runs in it, at most.
+_BUNDLE_TIME: Final = 0.01
+_BUNDLE_SIZE: Final = 200
+#: Share by which the longest run is forgotten with every one that is shorter.
+_FORGOTTEN: Final = 0.05
 
 
 class Appetite:
@@ -33,6 +38,7 @@ class Appetite:
         self._interval = settings.flush_interval
         self._most = settings.flush_size
         self._seconds: dict[str, float] = {}
+        self._longest: dict[str, float] = {}
         self._active: Counter[str] = Counter()
 
     def begun(self, handler: str) -> None:
@@ -45,6 +51,8 @@ class Appetite:
         if seconds is not None:
             before = self._seconds.get(handler, seconds)
             self._seconds[handler] = before + _NEWEST * (seconds - before)
+            longest = self._longest.get(handler, seconds)
+            self._longest[handler] = seconds if seconds > longest else longest + _FORGOTTEN * (seconds - longest)
 
     def room(self, handler: str) -> int:
         """Runs of one handler to hold: what the pool takes twice over, and two flushes' worth of work for it."""
@@ -54,6 +62,14 @@ class Appetite:
             return 2 * slots
         buffer = int(2 * self._interval * slots / max(_SHORTEST_RUN, seconds))
         return 2 * slots + min(self._most, buffer)
+
+    def bundle(self, handler: str) -> int:
+        """Runs to hand to the pool at once: some milliseconds of work, even if they take as long as the longest ones.
+
+        One when nobody has seen the handler yet, or when it is slow: those behind a slow run would wait for it.
+        """
+        longest = self._longest.get(handler)
+        return 1 if longest is None else max(1, min(_BUNDLE_SIZE, int(_BUNDLE_TIME / max(_SHORTEST_RUN, longest))))
 
     def target(self) -> int:
         """Runs to hold in all: as for the slowest handler at work; when none is, as for the quickest that was."""

@@ -13,6 +13,7 @@ from celery.signals import worker_before_create_process
 from celery.worker import state as celery_state
 
 from batching.errors import BatchingError
+from workers import board
 from workers.drain import Drain
 from workers.hubs import HubBridge, Turning, attentive, patient
 
@@ -33,6 +34,7 @@ class Lanes(bootsteps.StartStopStep):
 
     def __init__(self, controller: Any, **options: Any) -> None:
         super().__init__(controller, **options)
+        board.open_board()
         from workers.wiring import assemble  # noqa: PLC0415 - it makes this step, and this step makes it do its work
 
         try:
@@ -135,12 +137,10 @@ class Lanes(bootsteps.StartStopStep):
 
     def _recover_forgotten(self) -> None:
         """When its broker is lost, Celery makes the pool forget what it has not begun: those would never call back."""
-        from batching.interfaces import Ending, Outcome  # noqa: PLC0415 - only on this rare path
-
-        for request in list(self._assembly.consumer.active.values()):
-            executor = self._assembly.executor
-            if executor.forgotten(request) and not executor.readopt(request):
-                request.finish(Outcome(Ending.GIVEN_BACK))
+        executor = self._assembly.executor
+        for bundle in list(self._assembly.consumer.bundles):
+            if executor.forgotten(bundle) and not executor.readopt(bundle):
+                bundle.give_back()
 
     def _before_fork(self, **_: Any) -> None:
         # A forked child must not share a connection: SQLite forbids it, and libpq's would be shut by either side.

@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Final, Protocol
 from batching.errors import BrokerUnavailableError
 from batching.interfaces import Ending, Lane, Outcome
 from workers.appetite import Appetite
+from workers.bundles import Bundle
 from workers.gate import SqlGate
 from workers.identity import announce
 from workers.offers import Offer, Reader
 from workers.popper import Popper
 from workers.publisher import lane_key
 from workers.settling import Outcomes
+from workers.tracing import BUNDLE_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -62,16 +64,19 @@ class Executor(Protocol):
         """Runs that can go on at once, now."""
 
     def handover(self, handed: int) -> int:
-        """Runs that may be in the pool's hands at once, when so many are: its slots, and what may wait at its door."""
+        """Bundles that the pool may have at once, when it has so many: its slots, and what may wait at its door."""
+
+    def one_by_one(self, handler: str) -> bool:
+        """Whether runs of a handler must go to the pool one by one."""
 
     def prepare(self, claimed: Claimed, holder: str, consumer: LaneConsumer) -> RunRequest:
         """Make the request of a claimed run, and announce it as received."""
 
-    def execute(self, request: RunRequest) -> None:
-        """Hand a run to the pool; it will call `run_started` and `run_ended`."""
+    def execute(self, bundle: Bundle) -> None:
+        """Hand runs to the pool; they will call `runs_ended` and `bundle_ended`."""
 
-    def withdraw(self, request: RunRequest) -> bool:
-        """Take a run that has not begun out of the pool; False when it may begin all the same."""
+    def withdraw(self, bundle: Bundle) -> bool:
+        """Take a bundle that has not begun out of the pool; False when it may begin all the same."""
 
     def terminate(self, requests: Sequence[RunRequest], *, force: bool) -> bool:
         """Interrupt what runs; False when this pool cannot."""
@@ -111,13 +116,14 @@ class LaneConsumer:
         """Claimed, not over."""
         self.ready: deque[RunRequest] = deque()
         """Claimed, not handed to the pool."""
+        self.bundles: set[Bundle] = set()
+        """In the pool's hands."""
         self.draining = False
         self.on_quiet: Callable[[], None] | None = None
         """Called after each turn while draining."""
         self.duplicates = self.refused = 0
         self._alone: Offer | None = None
         self._alone_run: RunId | None = None
-        self._handed = 0
         self._queues: tuple[str, ...] = ()
         self._keys: list[str] = []
         self._pending_since = 0.0
@@ -139,23 +145,33 @@ class LaneConsumer:
 
     # --- what the pool tells; from any thread
 
-    def run_started(self, request: RunRequest) -> None:
-        """Nothing waits for it; the request itself knows."""
+    def runs_ended(self, ended: Sequence[tuple[RunRequest, Outcome]]) -> None:
+        """Runs are over."""
+        self.loop.call_soon(self._runs_ended, ended)
 
-    def run_ended(self, request: RunRequest, outcome: Outcome) -> None:
-        """A run is over."""
-        self.loop.call_soon(self._run_ended, request, outcome)
+    def bundle_ended(self, bundle: Bundle, unrun: Sequence[RunRequest]) -> None:
+        """The pool is through with a bundle."""
+        self.loop.call_soon(self._bundle_ended, bundle, unrun)
 
-    def _run_ended(self, request: RunRequest, outcome: Outcome) -> None:
-        self.active.pop(request.claimed.run, None)
-        if request.handed:
-            self._handed -= 1
-        if self._alone_run == request.claimed.run:
-            self._alone_run = None
-        self.outcomes.add(request, outcome)
-        self._appetite.ended(request.claimed.terms.lane.handler, request.runtime)
-        if len(self.outcomes) == 1:
+    def _runs_ended(self, ended: Sequence[tuple[RunRequest, Outcome]]) -> None:
+        if not len(self.outcomes):
             self.loop.call_later(self.settings.flush_interval, self.pump)
+        for request, outcome in ended:
+            run = request.claimed.run
+            self.active.pop(run, None)
+            if self._alone_run == run:
+                self._alone_run = None
+            self.outcomes.add(request, outcome)
+            self._appetite.ended(request.claimed.terms.lane.handler, request.runtime)
+        self._plan_pump()
+
+    def _bundle_ended(self, bundle: Bundle, unrun: Sequence[RunRequest]) -> None:
+        self.bundles.discard(bundle)
+        if self.draining:
+            for request in unrun:
+                request.finish(Outcome(Ending.GIVEN_BACK))
+        else:
+            self.ready.extendleft(reversed(unrun))
         self._plan_pump()
 
     # --- the turn
@@ -179,12 +195,33 @@ class LaneConsumer:
             self.loop.call_soon(self.pump)
 
     def _hand_over(self) -> None:
-        while self.ready and self._handed < self.executor.handover(self._handed):
+        while self.ready and (free := self.executor.handover(len(self.bundles)) - len(self.bundles)) > 0:
+            if requests := self._next_bundle(free):
+                bundle = Bundle(requests, self)
+                self.bundles.add(bundle)
+                self.executor.execute(bundle)
+
+    def _next_bundle(self, free: int) -> list[RunRequest]:
+        """The next runs of one batch that go to the pool together; none when those that waited are over already.
+
+        Args:
+            free: Bundles that the pool takes now: what is ready is shared out among them.
+        """
+        first = self.ready[0]
+        batch_id = first.claimed.run.batch_id
+        handler = first.claimed.terms.lane.handler
+        share = -(-len(self.ready) // free)
+        most = 1 if self.executor.one_by_one(handler) else min(self._appetite.bundle(handler), share)
+        chosen: list[RunRequest] = []
+        size = 0
+        while self.ready and len(chosen) < most and size < BUNDLE_SIZE:
+            if self.ready[0].claimed.run.batch_id != batch_id:
+                break
             request = self.ready.popleft()
             if not request.over:
-                self._handed += 1
-                request.handed = True
-                self.executor.execute(request)
+                chosen.append(request)
+                size += len(request.claimed.payload)
+        return chosen
 
     # --- popping
 
@@ -315,11 +352,18 @@ class LaneConsumer:
         """What was claimed of a batch that stops, and has not begun, goes back: it must not hold the stop up."""
         for request in list(self.active.values()):
             if request.claimed.run.batch_id in batch_ids:
-                self._recall(request)
+                self.recall(request)
 
-    def _recall(self, request: RunRequest) -> None:
-        if not request.started and (not request.handed or self.executor.withdraw(request)):
-            request.finish(Outcome(Ending.GIVEN_BACK))
+    def recall(self, request: RunRequest) -> None:
+        """Give a run back that has not begun; its bundle is taken out of the pool for it."""
+        if request.started:
+            return
+        bundle = request.bundle
+        if bundle is not None:
+            if not self.executor.withdraw(bundle):
+                return
+            bundle.withdrawn()
+        request.finish(Outcome(Ending.GIVEN_BACK))
 
     def _ring(self) -> None:
         """Wake the leader when the lanes ran empty: it has settled profiles to replace."""
@@ -385,7 +429,7 @@ class LaneConsumer:
         self.info = self._fresh_identity()
         self.registry.register(self.info)
         for request in list(self.active.values()):
-            self._recall(request)
+            self.recall(request)
 
     def _fresh_identity(self) -> WorkerInfo:
         executor = self.executor

@@ -66,8 +66,7 @@ class Drain:
     def _give_back_waiting(self) -> None:
         consumer = self._consumer
         for request in list(consumer.active.values()):
-            if not request.started and (not request.handed or consumer.executor.withdraw(request)):
-                request.finish(Outcome(Ending.GIVEN_BACK))
+            consumer.recall(request)
         consumer.ready.clear()
 
     def _look(self) -> None:

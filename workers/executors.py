@@ -1,4 +1,4 @@
-"""The worker's pool, seen from the consumer: who hands over, who can be withdrawn, who can be interrupted."""
+"""The worker's pool, seen from the consumer: who hands over, what can be withdrawn, who can be interrupted."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from contextlib import suppress
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
-from batching.interfaces import Ending, Outcome
 from workers.requests import RunRequest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from batching.interfaces import Claimed
+    from workers.bundles import Bundle
     from workers.consumer import LaneConsumer
 
 logger = logging.getLogger(__name__)
@@ -72,17 +72,23 @@ class PoolExecutor:
         request.received(celery_consumer)
         return request
 
-    def execute(self, request: RunRequest) -> None:
-        """Hand a run to the pool through the worker, so that it shares the slots fairly with the app's own tasks."""
-        try:
-            self._controller.process_task(request)
-        except Exception:
-            logger.exception("The pool did not take run %s; it is given back", request.id)
-            request.finish(Outcome(Ending.GIVEN_BACK))
+    def one_by_one(self, handler: str) -> bool:
+        """Whether runs of a handler must go to the pool one by one: it counts time limits and tasks by the job."""
+        task = self._controller.app.tasks[handler]
+        limits = (task.time_limit, task.soft_time_limit, self._controller.time_limit, self._controller.soft_time_limit)
+        return any(limits) or bool(self._controller.max_tasks_per_child)
 
-    def withdraw(self, request: RunRequest) -> bool:
-        """Take a run that has not begun out of the pool; False when it may begin all the same."""
-        job = request.handle
+    def execute(self, bundle: Bundle) -> None:
+        """Hand a bundle to the pool through the worker, so that it shares the slots fairly with the app's own tasks."""
+        try:
+            self._controller.process_task(bundle)
+        except Exception:
+            logger.exception("The pool did not take run %s; it is given back", bundle.requests[0].id)
+            bundle.give_back()
+
+    def withdraw(self, bundle: Bundle) -> bool:
+        """Take a bundle that has not begun out of the pool; False when it may begin all the same."""
+        job = bundle.handle
         if job is None:
             return True
         if self.pool == "threads":
@@ -99,19 +105,19 @@ class PoolExecutor:
             return True
         return False
 
-    def forgotten(self, request: RunRequest) -> bool:
-        """Whether the pool dropped a run, as Celery makes it do with all that wait when its broker is lost."""
-        if self.pool != "prefork" or not request.handed or request.started or request.over:
+    def forgotten(self, bundle: Bundle) -> bool:
+        """Whether the pool dropped a bundle, as Celery makes it do with all that wait when its broker is lost."""
+        if self.pool != "prefork" or bundle.started or bundle.over:
             return False
-        job = request.handle
+        job = bundle.handle
         return job is None or job._job not in self._controller.pool._pool._cache  # noqa: SLF001 - see `withdraw`
 
-    def readopt(self, request: RunRequest) -> bool:
-        """Put a dropped run back into the pool's books when a child has its bytes; False when it will not run there.
+    def readopt(self, bundle: Bundle) -> bool:
+        """Put a dropped bundle back into the pool's books when a child has its bytes; False when it will not run there.
 
-        Given back, it would run a second time elsewhere, and the outcome of the first would be thrown away.
+        Given back, its runs would run a second time elsewhere, and the outcomes of the first would be thrown away.
         """
-        job = request.handle
+        job = bundle.handle
         if job is None or job._write_to is None:  # noqa: SLF001 - set when its first byte goes into a child's pipe
             return False
         self._controller.pool._pool._cache[job._job] = job  # noqa: SLF001 - where answers look for their job
@@ -136,7 +142,7 @@ class SoloExecutor(PoolExecutor):
 
     def __init__(self, controller: Any, pool: str, result_limit: int) -> None:
         super().__init__(controller, pool, result_limit)
-        self._ready: deque[RunRequest] = deque()
+        self._ready: deque[Bundle] = deque()
         self._reader, self._writer = os.pipe()
         os.set_blocking(self._reader, False)
         os.set_blocking(self._writer, False)
@@ -145,15 +151,15 @@ class SoloExecutor(PoolExecutor):
         """Watch the pipe; again after each reset of Celery's loop."""
         hub.add_reader(self._reader, self.run_ready)
 
-    def execute(self, request: RunRequest) -> None:
-        """Queue a run for the main thread."""
-        self._ready.append(request)
+    def execute(self, bundle: Bundle) -> None:
+        """Queue a bundle for the main thread."""
+        self._ready.append(bundle)
         self._wake()
 
-    def withdraw(self, request: RunRequest) -> bool:
-        """Take a run out that the main thread has not taken."""
+    def withdraw(self, bundle: Bundle) -> bool:
+        """Take a bundle out that the main thread has not taken."""
         with suppress(ValueError):
-            self._ready.remove(request)
+            self._ready.remove(bundle)
             return True
         return False
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import uuid
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from batching.interfaces import RunId
@@ -81,10 +82,15 @@ class Reader:
 def _run_id(task_id: Any) -> RunId:
     try:
         run = RunId.parse(task_id)
-        # One id that the database cannot read would fail the claim of its whole group.
-        canonical = str(uuid.UUID(run.batch_id)) == run.batch_id
+        canonical = _is_canonical(run.batch_id)
     except (AttributeError, TypeError, ValueError):
         raise Junk("no run's task id") from None
     if not canonical or not 0 < run.number <= _NUMBER or not 0 < run.run <= _NUMBER:
         raise Junk("no run's task id")
     return run
+
+
+@lru_cache(maxsize=256)
+def _is_canonical(batch_id: str) -> bool:
+    """One id that the database cannot read would fail the claim of its whole group."""
+    return str(uuid.UUID(batch_id)) == batch_id

@@ -8,25 +8,26 @@ be reported lost and terminated.
 from __future__ import annotations
 
 import logging
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
-from weakref import ref
 
-from billiard.einfo import ExceptionInfo, ExceptionWithTraceback  # type: ignore[attr-defined]
 from billiard.exceptions import Terminated, TimeLimitExceeded, WorkerLostError
 from celery import signals
 from celery.app import trace as celery_trace
-from celery.exceptions import TaskRevokedError
 from celery.utils.log import get_logger
 from celery.worker.request import Request
+from celery.worker.state import active_requests, all_total_count, revoked_stamps, task_ready, task_reserved, total_count
 from celery.worker.state import revoked as revoked_ids
-from celery.worker.state import task_ready, task_reserved
 
 from batching.interfaces import Ending, Outcome
 from workers.failures import describe, storable, told, type_name
-from workers.tracing import ANSWER_FIELDS, Assignment, outcome_of, request_context, trace_run
+from workers.tracing import Answer, Assignment, Own, Shared, outcome_of, request_context
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from batching.interfaces import Claimed
+    from workers.bundles import Bundle
 
 logger = get_logger("celery.worker.strategy")
 _log = logging.getLogger(__name__)
@@ -43,13 +44,10 @@ _EVENTS = {
 
 
 class Sink(Protocol):
-    """Who wants to know how a run goes on. May be called from any thread."""
+    """Who wants to know how runs go on. May be called from any thread."""
 
-    def run_started(self, request: RunRequest) -> None:
-        """The pool has begun with it."""
-
-    def run_ended(self, request: RunRequest, outcome: Outcome) -> None:
-        """It is over; called once."""
+    def runs_ended(self, ended: Sequence[tuple[RunRequest, Outcome]]) -> None:
+        """They are over; called once for each."""
 
 
 class RunRequest(Request):
@@ -64,6 +62,21 @@ class RunRequest(Request):
         result_limit: Bytes of the encoded result.
     """
 
+    # Thousands of these are made a second: what is the same for all of them stands here, and what only people ask for
+    # is made when they ask. The message was popped for good; there is nothing to acknowledge, and `inspect` says so.
+    acknowledged = _utc = _decoded = _ignore_result = True
+    _message = _body = _parent_id = _eta = _expires = _content_type = _content_encoding = None
+    _connection_errors = _args = ()
+    _argsrepr = "()"
+    over = False
+    stopping = False
+    """Our own shutdown ends it: whatever the pool says from now on, it is given back."""
+    runtime: float | None = None
+    """Seconds that its handler took, when it came to an end by itself."""
+    bundle: Bundle | None = None
+    """In the pool's hands with it; it may start at any moment."""
+    _killed = False
+
     def __init__(
         self, claimed: Claimed, holder: str, *, task: Any, consumer: Any, sink: Sink, result_limit: int
     ) -> None:
@@ -71,37 +84,44 @@ class RunRequest(Request):
         self.claimed = claimed
         self.holder = holder
         self.sink = sink
-        self.over = False
-        self.handed = False
-        """In the pool's hands; it may start at any moment."""
-        self.stopping = False
-        """Our own shutdown ends it: whatever the pool says from now on, it is given back."""
-        self.runtime: float | None = None
-        """Seconds that its handler took, when it came to an end by itself."""
-        self.handle: Any = None
-        self._killed = False
-        run, terms = claimed.run, claimed.terms
-        self.assignment = Assignment(
-            terms.lane.handler, run.batch_id, run.number, run.run, claimed.key, claimed.payload, claimed.attempt,
-            terms.pass_number, result_limit, consumer.hostname,
-        )  # fmt: skip
-        context = request_context(self.assignment)
-        self._message = self._body = None
-        self._request_dict = context
+        self.id = claimed.run.task_id
+        self._type = self.name = claimed.terms.lane.handler  # type: ignore[misc] # the stub makes it a property
+        self._root_id = claimed.run.batch_id
         self._app, self._task, self._hostname = consumer.app, task, consumer.hostname
         self._eventer = consumer.event_dispatcher
-        self.id = context["id"]
-        self._type = self.name = terms.lane.handler  # type: ignore[misc] # the stub makes it a property
-        self._root_id, self._parent_id = run.batch_id, None
-        self._argsrepr, self._kwargsrepr = context["argsrepr"], context["kwargsrepr"]
-        self._args, self._kwargs = context["args"], context["kwargs"]
-        self._Request__payload: tuple[Any, Any, Any] = (self._args, self._kwargs, {})
-        self._delivery_info = context["delivery_info"]
-        self._eta = self._expires = self._content_type = self._content_encoding = None
-        self._connection_errors = ()
-        self._utc = self._decoded = self._ignore_result = True
-        # The message was popped for good; there is nothing to acknowledge, and `inspect` says so.
-        self.acknowledged = True
+        self._result_limit = result_limit
+
+    @property
+    def shared(self) -> Shared:
+        """What the pool gets once for all runs of a bundle."""
+        run, terms = self.claimed.run, self.claimed.terms
+        return Shared(terms.lane.handler, run.batch_id, terms.pass_number, self._result_limit, self._hostname)
+
+    @property
+    def own(self) -> Own:
+        """What the pool gets of this run alone."""
+        claimed = self.claimed
+        return Own(claimed.run.number, claimed.run.run, claimed.key, claimed.payload, claimed.attempt)
+
+    @cached_property
+    def _request_dict(self) -> dict[str, Any]:
+        return request_context(Assignment(*self.shared, *self.own))
+
+    @property
+    def _kwargs(self) -> Any:
+        return self._request_dict["kwargs"]
+
+    @property
+    def _kwargsrepr(self) -> Any:
+        return self._request_dict["kwargsrepr"]
+
+    @property
+    def _delivery_info(self) -> Any:
+        return self._request_dict["delivery_info"]
+
+    @property
+    def _Request__payload(self) -> tuple[Any, Any, Any]:  # noqa: N802 - where Celery's own code looks for it
+        return (), self._kwargs, {}
 
     @property
     def started(self) -> bool:
@@ -114,72 +134,45 @@ class RunRequest(Request):
             context = {"id": self.id, "name": self.name, "args": "()", "kwargs": self._kwargsrepr, "eta": None}
             logger.info(celery_trace.LOG_RECEIVED, context, extra={"data": context})
         signals.task_received.send(sender=consumer, request=self)
-        self.send_event(
-            "task-received", name=self.name, args="()", kwargs=self._kwargsrepr, root_id=self._root_id,
-            parent_id=None, retries=self._request_dict["retries"], eta=None, expires=None,
-        )  # fmt: skip
+        if self._listened:
+            self.send_event(
+                "task-received", name=self.name, args="()", kwargs=self._kwargsrepr, root_id=self._root_id,
+                parent_id=None, retries=self._request_dict["retries"], eta=None, expires=None,
+            )  # fmt: skip
         task_reserved(self)
 
-    def execute_using_pool(self, pool: Any, **options: Any) -> Any:
-        """Hand it to the pool; called by Celery's worker, which frees the slot on `TaskRevokedError`."""
-        del options
-        if self.over or self.revoked():
-            raise TaskRevokedError(self.id)
-        self.handed = True
-        self.handle = pool.apply_async(
-            trace_run,
-            args=tuple(self.assignment),
-            accept_callback=self.on_accepted,
-            timeout_callback=self.on_timeout,
-            callback=self.on_success,
-            error_callback=self.on_failure,
-            soft_timeout=self._task.soft_time_limit,
-            timeout=self._task.time_limit,
-            correlation_id=self.id,
-        )
-        # Celery's `terminate` finds the pool's job through a weak reference.
-        self._apply_result = None if self.handle is None else ref(self.handle)
-        return self.handle
+    @property
+    def _listened(self) -> bool:
+        # The dispatcher is always on for the worker's own heartbeats; events of tasks are a group that people ask for.
+        eventer = self._eventer
+        return bool(eventer and eventer.enabled and (not eventer.groups or "task" in eventer.groups))
 
-    def on_accepted(self, pid: Any, time_accepted: float) -> None:
-        """The pool has begun with it."""
-        super().on_accepted(pid, time_accepted)
-        self.sink.run_started(self)
+    def withdrawn(self) -> None:
+        """It left the pool's hands without having run, and waits for its turn again."""
+        self.bundle = None
+        if self.started:
+            # It was announced as begun with its bundle.
+            self.time_start = self.worker_pid = None
+            active_requests.discard(self)
+            total_count[self.name] -= 1
+            all_total_count[0] -= 1
 
-    def on_success(self, failed__retval__runtime: Any, **options: Any) -> None:
-        """The trace function returned; a pool that could not run it returns what went wrong."""
-        del options
-        answer = failed__retval__runtime
-        if isinstance(answer, tuple) and len(answer) == ANSWER_FIELDS:
-            self.runtime = answer[4]
-            self.finish(outcome_of(answer))
-        elif isinstance(answer, ExceptionInfo):
-            self.on_failure(answer)
-        else:
-            self.finish(Outcome(Ending.GIVEN_BACK))
+    def answered(self, answer: Answer) -> Outcome | None:
+        """The trace function returned; returns the outcome, or None when it is over already."""
+        self.runtime = answer[4]
+        outcome = outcome_of(answer)
+        return outcome if self._end() else None
 
-    def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> None:
-        """The pool ended it: a dead child, a time limit, a termination. Never raises."""
-        del send_failed_event, return_ok
-        error = exc_info.exception
-        if isinstance(error, ExceptionWithTraceback):
-            error = error.exc
+    def lost(self, error: BaseException, exc_info: Any) -> Outcome | None:
+        """The pool ended it: a dead child, a time limit, a termination. Returns the outcome, as `answered` does."""
         outcome = self._from_pool(error)
         if outcome.ending in {Ending.LOST, Ending.FAILED} and not self.over:
             self._signal_failure(error, exc_info)
-        self.finish(outcome)
-
-    def on_timeout(self, soft: bool, timeout: float) -> None:
-        """A time limit passed; the pool has reported a hard one to `on_failure` before."""
-        if soft:
-            _log.warning("Soft time limit (%ss) exceeded for %s[%s]", timeout, self.name, self.id)
-        else:
-            _log.error("Hard time limit (%ss) exceeded for %s[%s]", timeout, self.name, self.id)
-            self.finish(self._from_pool(TimeLimitExceeded(timeout)))
+        return outcome if self._end() else None
 
     def revoked(self) -> bool:
         """Whether a person revoked it before it began; ends it then."""
-        if not super().revoked():
+        if (self.id not in revoked_ids and not revoked_stamps) or not super().revoked():
             return False
         self.finish(Outcome(Ending.REVOKED))
         return True
@@ -190,7 +183,9 @@ class RunRequest(Request):
             _log.warning("cannot terminate %s[%s]: only the prefork pool can; it runs to its end", self.name, self.id)
             return
         self._killed = True
-        super().terminate(pool, signal)
+        # One that waits in its bundle is found revoked when its turn comes: the one that runs is not to die for it.
+        if self.bundle is None or not self.started or self.bundle.running is self:
+            super().terminate(pool, signal)
 
     def cancel(self, pool: Any, signal: Any = None, emit_retry: bool = True) -> None:
         """End it because the worker stops at once. Called in a signal handler: flags and a signal, nothing more."""
@@ -200,18 +195,25 @@ class RunRequest(Request):
             pool.terminate_job(self.worker_pid, signal)
 
     def finish(self, outcome: Outcome) -> None:
-        """End it, once."""
+        """End it, once, and tell everybody."""
+        if self._end():
+            tell_ended(self.sink, [(self, outcome)])
+
+    def _end(self) -> bool:
+        """Mark it as over; False when it was so before. Who gets True tells the sink, whatever comes."""
         if self.over:
-            return
+            return False
         self.over = True
-        self.handle = None  # it refers back to this request
         task_ready(self)
-        # First the one who settles it: an event that cannot be sent must not cost the outcome.
-        self.sink.run_ended(self, outcome)
-        try:
-            self._tell(outcome)
-        except Exception as error:  # noqa: BLE001 - whatever the broker's client raises
-            _log.debug("Could not send the event of %s: %r", self.id, error)
+        return True
+
+    def announce(self, outcome: Outcome) -> None:
+        """Send the event of its end, when somebody listens. Never raises."""
+        if self._listened:
+            try:
+                self._tell(outcome)
+            except Exception as error:  # noqa: BLE001 - whatever the broker's client raises
+                _log.debug("Could not send the event of %s: %r", self.id, error)
 
     def _from_pool(self, error: BaseException) -> Outcome:
         if self.stopping:
@@ -239,7 +241,7 @@ class RunRequest(Request):
 
     def _tell(self, outcome: Outcome) -> None:
         kind = _EVENTS.get(outcome.ending)
-        if kind is None or not (self._eventer and self._eventer.enabled):
+        if kind is None:
             return
         fields: dict[str, Any] = {}
         if outcome.ending is Ending.GIVEN_BACK:
@@ -253,4 +255,11 @@ class RunRequest(Request):
         self.send_event(kind, **fields)
 
 
-__all__ = ["RunRequest", "Sink"]
+def tell_ended(sink: Sink, ended: Sequence[tuple[RunRequest, Outcome]]) -> None:
+    """First the one who settles them: an event that cannot be sent must not cost the outcome."""
+    sink.runs_ended(ended)
+    for request, outcome in ended:
+        request.announce(outcome)
+
+
+__all__ = ["RunRequest", "Sink", "tell_ended"]

@@ -26,27 +26,48 @@ from batching.errors import (
 )
 from batching.handlers import Profile
 from batching.interfaces import Ending, ErrorInfo, Outcome
+from workers import board
 from workers.failures import describe, told, type_name
 from workers.publisher import labels
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from types import TracebackType
 
 
-class Assignment(NamedTuple):
-    """What a pool child gets of a run: plain data, small to pickle. The payload is nowhere else in the worker."""
+class Shared(NamedTuple):
+    """What all runs of one bundle have in common; plain data, small to pickle."""
 
     handler: str
     batch_id: str
+    pass_number: int
+    result_limit: int
+    hostname: str
+
+
+class Own(NamedTuple):
+    """What a pool child gets of one run alone. The payload is nowhere else in the worker."""
+
     number: int
     run: int
     key: str
     payload: str
     attempt: int
+
+
+class Assignment(NamedTuple):
+    """One run, as its trace function sees it: the fields of `Shared`, then those of `Own`."""
+
+    handler: str
+    batch_id: str
     pass_number: int
     result_limit: int
     hostname: str
+    number: int
+    run: int
+    key: str
+    payload: str
+    attempt: int
 
     @property
     def task_id(self) -> str:
@@ -56,7 +77,10 @@ class Assignment(NamedTuple):
 
 #: Ending, result, error, delay, seconds that it ran.
 Answer = tuple[str, str | None, tuple[str, str, str, str] | None, float | None, float]
-ANSWER_FIELDS: Final = 5
+
+#: Seconds after which a bundle begins no further run, and characters of results after which it does not.
+BUNDLE_TIME: Final = 0.02
+BUNDLE_SIZE: Final = 262_144
 
 
 class _Size:
@@ -206,16 +230,40 @@ def request_context(assignment: Assignment) -> dict[str, Any]:
     }
 
 
-def trace_run(*given: Any) -> Answer:
-    """Run one assignment through Celery's tracer. Never raises, but for the end of this very process.
+def trace_runs(cell: int, shared: tuple[Any, ...], owns: Sequence[tuple[Any, ...]]) -> list[Answer]:
+    """Run a bundle, one run after the other, each through Celery's tracer. What the pool calls.
+
+    It returns early when its time or its room is used up: a run that takes longer than planned must not keep those
+    behind it waiting for long, nor large results fill the pipe.
 
     Args:
-        *given: The fields of an `Assignment`, in order.
+        cell: Where the progress is noted, for when this process dies: see `board`; negative for nowhere.
+        shared: The fields of `Shared`.
+        owns: The fields of an `Own` for each run.
+
+    Returns:
+        The answers of the runs that ran, in order: at least one.
+    """
+    answers: list[Answer] = []
+    size = 0
+    until = monotonic() + BUNDLE_TIME
+    for index, own in enumerate(owns):
+        board.note(cell, index)
+        answer = trace_run(Assignment(*shared, *own))
+        answers.append(answer)
+        size += len(answer[1] or "")
+        if monotonic() > until or size > BUNDLE_SIZE:
+            break
+    board.note(cell, len(owns))
+    return answers
+
+
+def trace_run(assignment: Assignment) -> Answer:
+    """Run one assignment through Celery's tracer. Never raises, but for the end of this very process.
 
     Returns:
         How it ended, as plain data.
     """
-    assignment = Assignment(*given)
     call = _Call(assignment)
     token = _call.set(call)
     started = monotonic()
