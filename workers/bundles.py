@@ -15,7 +15,7 @@ from celery.exceptions import TaskRevokedError
 
 from batching.interfaces import Ending, Outcome
 from workers import board
-from workers.requests import RunRequest, Sink, tell_ended
+from workers.requests import RunRequest, Sink, tell_ended, tell_started
 from workers.tracing import trace_runs
 
 if TYPE_CHECKING:
@@ -89,6 +89,9 @@ class Bundle:
         self.started = True
         for request in self.requests:
             request.on_accepted(pid, time_accepted)
+        if len(self.requests) == 1:
+            # Of several, each is over within milliseconds, and nobody knows when it really began.
+            tell_started(self.requests[0])
 
     def on_success(self, answers: Any, **options: Any) -> None:
         """The trace function returned; a pool that could not run it returns what went wrong."""

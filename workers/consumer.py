@@ -21,6 +21,7 @@ from workers.identity import announce
 from workers.offers import Offer, Reader
 from workers.popper import Popper
 from workers.publisher import lane_key
+from workers.requests import tell_received
 from workers.settling import Outcomes
 from workers.tracing import BUNDLE_SIZE
 
@@ -70,7 +71,7 @@ class Executor(Protocol):
         """Whether runs of a handler must go to the pool one by one."""
 
     def prepare(self, claimed: Claimed, holder: str, consumer: LaneConsumer) -> RunRequest:
-        """Make the request of a claimed run, and announce it as received."""
+        """Make the request of a claimed run."""
 
     def execute(self, bundle: Bundle) -> None:
         """Hand runs to the pool; they will call `runs_ended` and `bundle_ended`."""
@@ -321,11 +322,13 @@ class LaneConsumer:
             return False
         self._forget(offers)
         self.refused += result.refused
-        for claimed in result.claimed:
-            request = self.executor.prepare(claimed, self.worker_id, self)
-            self.held[claimed.run] = self.active[claimed.run] = request
-            self._appetite.begun(claimed.terms.lane.handler)
-            self.ready.append(request)
+        requests = [self.executor.prepare(claimed, self.worker_id, self) for claimed in result.claimed]
+        for request in requests:
+            run = request.claimed.run
+            self.held[run] = self.active[run] = request
+            self._appetite.begun(request.name)
+        self.ready.extend(requests)
+        tell_received(requests)
         return True
 
     def _forget(self, offers: Sequence[Offer]) -> None:

@@ -59,7 +59,7 @@ class PoolExecutor:
         return 2 * self.slots()
 
     def prepare(self, claimed: Claimed, holder: str, consumer: LaneConsumer) -> RunRequest:
-        """Make the request of a claimed run, and announce it as received."""
+        """Make the request of a claimed run."""
         celery_consumer = self._controller.consumer
         request = RunRequest(
             claimed,

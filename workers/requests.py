@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from functools import cached_property
+from time import monotonic, time
 from typing import TYPE_CHECKING, Any, Protocol
 
 from billiard.exceptions import Terminated, TimeLimitExceeded, WorkerLostError
@@ -16,10 +17,19 @@ from celery import signals
 from celery.app import trace as celery_trace
 from celery.utils.log import get_logger
 from celery.worker.request import Request
-from celery.worker.state import active_requests, all_total_count, revoked_stamps, task_ready, task_reserved, total_count
+from celery.worker.state import (
+    active_requests,
+    all_total_count,
+    revoked_stamps,
+    task_accepted,
+    task_ready,
+    task_reserved,
+    total_count,
+)
 from celery.worker.state import revoked as revoked_ids
 
 from batching.interfaces import Ending, Outcome
+from workers import events
 from workers.failures import describe, storable, told, type_name
 from workers.tracing import Answer, Assignment, Own, Shared, outcome_of, request_context
 
@@ -73,6 +83,7 @@ class RunRequest(Request):
     """Our own shutdown ends it: whatever the pool says from now on, it is given back."""
     runtime: float | None = None
     """Seconds that its handler took, when it came to an end by itself."""
+    _terminate_on_ack: tuple[Any, Any] | None = None
     bundle: Bundle | None = None
     """In the pool's hands with it; it may start at any moment."""
     _killed = False
@@ -129,23 +140,20 @@ class RunRequest(Request):
         return self.time_start is not None
 
     def received(self, consumer: Any) -> None:
-        """Tell the log, signals, events and `inspect reserved`, as Celery's own strategy does."""
+        """Tell the log, signals and `inspect reserved`, as Celery's own strategy does. Its event comes in a group."""
         if logger.isEnabledFor(logging.INFO):
             context = {"id": self.id, "name": self.name, "args": "()", "kwargs": self._kwargsrepr, "eta": None}
             logger.info(celery_trace.LOG_RECEIVED, context, extra={"data": context})
         signals.task_received.send(sender=consumer, request=self)
-        if self._listened:
-            self.send_event(
-                "task-received", name=self.name, args="()", kwargs=self._kwargsrepr, root_id=self._root_id,
-                parent_id=None, retries=self._request_dict["retries"], eta=None, expires=None,
-            )  # fmt: skip
         task_reserved(self)
 
-    @property
-    def _listened(self) -> bool:
-        # The dispatcher is always on for the worker's own heartbeats; events of tasks are a group that people ask for.
-        eventer = self._eventer
-        return bool(eventer and eventer.enabled and (not eventer.groups or "task" in eventer.groups))
+    def on_accepted(self, pid: Any, time_accepted: float) -> None:
+        """The pool has begun with it, or with its bundle."""
+        self.worker_pid = pid
+        self.time_start = time() - (monotonic() - time_accepted)
+        task_accepted(self)
+        if self._terminate_on_ack is not None:
+            self.terminate(*self._terminate_on_ack)
 
     def withdrawn(self) -> None:
         """It left the pool's hands without having run, and waits for its turn again."""
@@ -207,14 +215,6 @@ class RunRequest(Request):
         task_ready(self)
         return True
 
-    def announce(self, outcome: Outcome) -> None:
-        """Send the event of its end, when somebody listens. Never raises."""
-        if self._listened:
-            try:
-                self._tell(outcome)
-            except Exception as error:  # noqa: BLE001 - whatever the broker's client raises
-                _log.debug("Could not send the event of %s: %r", self.id, error)
-
     def _from_pool(self, error: BaseException) -> Outcome:
         if self.stopping:
             return Outcome(Ending.GIVEN_BACK)
@@ -239,27 +239,50 @@ class RunRequest(Request):
             traceback=exc_info.traceback, einfo=exc_info,
         )  # fmt: skip
 
-    def _tell(self, outcome: Outcome) -> None:
-        kind = _EVENTS.get(outcome.ending)
-        if kind is None:
-            return
-        fields: dict[str, Any] = {}
+    def received_event(self) -> dict[str, Any]:
+        """What Flower shows of it before it begins."""
+        return {
+            "type": "task-received", "uuid": self.id, "name": self.name, "args": "()", "kwargs": self._kwargsrepr,
+            "root_id": self._root_id, "parent_id": None, "retries": self.claimed.attempt - 1, "eta": None,
+            "expires": None,
+        }  # fmt: skip
+
+    def started_event(self) -> dict[str, Any]:
+        """That it began."""
+        return {"type": "task-started", "uuid": self.id}
+
+    def ended_event(self, outcome: Outcome) -> dict[str, Any]:
+        """How it ended: sizes and errors, never a result."""
+        event: dict[str, Any] = {"type": _EVENTS[outcome.ending], "uuid": self.id}
         if outcome.ending is Ending.GIVEN_BACK:
-            fields = {"requeue": True}
-        elif kind == "task-succeeded":
+            event["requeue"] = True
+        elif event["type"] == "task-succeeded":
             size = "skipped" if outcome.result is None else f"{len(outcome.result.encode())} bytes"
-            fields = {"result": f"<{size}>", "runtime": self.runtime}
+            event |= {"result": f"<{size}>", "runtime": self.runtime}
         elif outcome.error is not None:
             text = storable(f"{outcome.error.type}({outcome.error.message!r})", 500)
-            fields = {"exception": text, "traceback": outcome.error.traceback}
-        self.send_event(kind, **fields)
+            event |= {"exception": text, "traceback": outcome.error.traceback}
+        return event
 
 
 def tell_ended(sink: Sink, ended: Sequence[tuple[RunRequest, Outcome]]) -> None:
-    """First the one who settles them: an event that cannot be sent must not cost the outcome."""
+    """Tell that runs are over: first the one who settles them, then those who watch."""
     sink.runs_ended(ended)
-    for request, outcome in ended:
-        request.announce(outcome)
+    if ended and events.listens(ended[0][0].eventer):
+        shown = [pair for pair in ended if pair[0].task.send_events and pair[1].ending in _EVENTS]
+        events.send(ended[0][0].eventer, [request.ended_event(outcome) for request, outcome in shown])
 
 
-__all__ = ["RunRequest", "Sink", "tell_ended"]
+def tell_received(requests: Sequence[RunRequest]) -> None:
+    """Tell those who watch that runs wait here."""
+    if requests and events.listens(requests[0].eventer):
+        events.send(requests[0].eventer, [each.received_event() for each in requests if each.task.send_events])
+
+
+def tell_started(request: RunRequest) -> None:
+    """Tell those who watch that a run began."""
+    if events.listens(request.eventer) and request.task.send_events:
+        events.send(request.eventer, [request.started_event()])
+
+
+__all__ = ["RunRequest", "Sink", "tell_ended", "tell_received", "tell_started"]
