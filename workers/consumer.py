@@ -7,7 +7,7 @@ used from this loop alone. Redis may lose or double any message: only a claim ma
 from __future__ import annotations
 
 import logging
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass
 from time import monotonic
 from typing import TYPE_CHECKING, Final, Protocol
@@ -104,7 +104,8 @@ class LaneConsumer:
         self.loop, self.executor, self.registry = ports.loop, ports.executor, ports.registry
         self.settings = ports.settings
         self.gate = SqlGate(self.loop, self._reopen)
-        self.outcomes = Outcomes(ports.manager, self.settings.flush_size, self.settings.flush_interval)
+        self._held_of: Counter[str] = Counter()
+        self.outcomes = Outcomes(ports.manager, self.settings.flush_size, self.settings.flush_interval, self._held_of)
         self.popper = Popper(self.loop, ports.publisher, self._popped)
         self.reader = Reader(ports.handlers)
         self.info = self._fresh_identity()
@@ -326,6 +327,7 @@ class LaneConsumer:
         for request in requests:
             run = request.claimed.run
             self.held[run] = self.active[run] = request
+            self._held_of[run.batch_id] += 1
             self._appetite.begun(request.name)
         self.ready.extend(requests)
         tell_received(requests)
@@ -344,12 +346,19 @@ class LaneConsumer:
             if done is None:
                 return
             for request in done:
-                if self.held.get(request.claimed.run) is request:
-                    del self.held[request.claimed.run]
+                self._let_go(request)
             self._ring()
         if self.outcomes.stopping:
             stopping, self.outcomes.stopping = self.outcomes.stopping, set()
             self._give_back_stopped(stopping)
+
+    def _let_go(self, request: RunRequest) -> None:
+        run = request.claimed.run
+        if self.held.get(run) is request:
+            del self.held[run]
+            self._held_of[run.batch_id] -= 1
+            if not self._held_of[run.batch_id]:
+                del self._held_of[run.batch_id]
 
     def _give_back_stopped(self, batch_ids: Collection[str]) -> None:
         """What was claimed of a batch that stops, and has not begun, goes back: it must not hold the stop up."""

@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 #: Bytes; a message of ours has some 900. Larger ones are not even parsed.
 LARGEST: Final = 16_384
 _NUMBER: Final = 2**31 - 1
+_decode: Final = json.JSONDecoder().decode
 
 
 class Offer(NamedTuple):
@@ -67,7 +68,7 @@ class Reader:
         if len(raw) > LARGEST:
             raise Junk("over 16,384 bytes")
         try:
-            message: Any = json.loads(raw)
+            message: Any = _decode(raw.decode())
         except (ValueError, RecursionError):
             raise Junk("not JSON, or nested too deeply") from None
         headers = message.get("headers") if isinstance(message, dict) else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,8 @@ from batching.interfaces import Ending, Outcome
 from workers.failures import told
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from batching.interfaces import Claimed, IBatchExecutionManager, SettleResult
     from workers.requests import RunRequest
 
@@ -24,12 +27,14 @@ class Outcomes:
         manager: Settles.
         size: Outcomes in one statement, at most.
         interval: Seconds that an outcome waits at most.
+        held: Runs that this worker holds, by batch: claimed and not settled. Whoever claims and settles keeps it.
     """
 
-    def __init__(self, manager: IBatchExecutionManager, size: int, interval: float) -> None:
+    def __init__(self, manager: IBatchExecutionManager, size: int, interval: float, held: Counter[str]) -> None:
         self._manager = manager
         self._size = size
         self._interval = interval
+        self._held = held
         self._waiting: list[tuple[RunRequest, Outcome]] = []
         self._since = 0.0
         self.late = 0
@@ -65,16 +70,21 @@ class Outcomes:
         """
         # Runs that were claimed under an older identity are settled under it, and refused, since it was declared dead.
         holder = self._waiting[0][0].holder
-        group = [pair for pair in self._waiting[: self._size] if pair[0].holder == holder]
+        first, rest = self._waiting[: self._size], self._waiting[self._size :]
+        group = [pair for pair in first if pair[0].holder == holder]
         self._complete(holder, [(request.claimed, outcome) for request, outcome in group])
-        gone = {id(request) for request, _ in group}
-        self._waiting = [pair for pair in self._waiting if id(pair[0]) not in gone]
+        self._waiting = rest if len(group) == len(first) else [p for p in first if p[0].holder != holder] + rest
         self._since = monotonic()
         return [request for request, _ in group]
 
+    def _holding(self, pairs: Sequence[tuple[Claimed, Outcome]]) -> list[str]:
+        """Batches of which this worker holds more than these runs."""
+        here = Counter(claimed.run.batch_id for claimed, _ in pairs)
+        return [batch_id for batch_id, number in here.items() if self._held[batch_id] > number]
+
     def _complete(self, holder: str, pairs: list[tuple[Claimed, Outcome]]) -> None:
         try:
-            self._note(self._manager.complete(holder, pairs))
+            self._note(self._manager.complete(holder, pairs, self._holding(pairs)))
         except DatabaseUnavailableError:
             raise
         except Exception:

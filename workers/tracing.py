@@ -221,6 +221,7 @@ def request_context(assignment: Assignment) -> dict[str, Any]:
         "hostname": given.hostname,
         "delivery_info": {"exchange": "", "routing_key": given.handler, "priority": 0, "redelivered": False},
         "properties": {},
+        "headers": {},  # None would make Celery collect what it does not know of this dictionary, for every run
         "args": (),
         "kwargs": {"batch": given.batch_id, "number": given.number, "run": given.run},
         "callbacks": None,
