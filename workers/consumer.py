@@ -13,7 +13,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Final, Protocol
 
 from batching.errors import BrokerUnavailableError
-from batching.interfaces import Ending, Lane, Outcome
+from batching.interfaces import Lane
 from workers.appetite import Appetite
 from workers.bundles import Bundle
 from workers.gate import SqlGate
@@ -23,12 +23,11 @@ from workers.popper import Popper
 from workers.publisher import lane_key
 from workers.requests import tell_received
 from workers.settling import Outcomes
-from workers.tracing import BUNDLE_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
 
-    from batching.interfaces import Claimed, IBatchExecutionManager, RunId, WorkerInfo
+    from batching.interfaces import Claimed, IBatchExecutionManager, Outcome, RunId, WorkerInfo
     from batching.settings import Settings
     from workers.loops import Loop
     from workers.publisher import RedisPublisher
@@ -39,6 +38,10 @@ logger = logging.getLogger(__name__)
 #: Seconds between two rings of the leader's doorbell, and after one that failed.
 _RING_PAUSE: Final = 0.02
 _RING_REST: Final = 5.0
+#: Characters of payloads after which a bundle takes no further run.
+_BUNDLE_SIZE: Final = 262_144
+#: Seconds between two looks for bundles that take longer than planned.
+_RELIEF: Final = 0.05
 EVERY_QUEUE: Final = "*"
 
 
@@ -132,7 +135,7 @@ class LaneConsumer:
         self._dry = False
         self._rung = 0.0
         self._beaten = 0.0
-        self._pump_planned = False
+        self._pump_planned = self._relief_planned = False
         self._appetite = Appetite(self.executor.slots, self.settings)
 
     @property
@@ -155,6 +158,10 @@ class LaneConsumer:
         """The pool is through with a bundle."""
         self.loop.call_soon(self._bundle_ended, bundle, unrun)
 
+    def runs_returned(self, unrun: Sequence[RunRequest]) -> None:
+        """Runs came out of a bundle that goes on."""
+        self.loop.call_soon(self._runs_returned, unrun)
+
     def _runs_ended(self, ended: Sequence[tuple[RunRequest, Outcome]]) -> None:
         if not len(self.outcomes):
             self.loop.call_later(self.settings.flush_interval, self.pump)
@@ -169,11 +176,14 @@ class LaneConsumer:
 
     def _bundle_ended(self, bundle: Bundle, unrun: Sequence[RunRequest]) -> None:
         self.bundles.discard(bundle)
-        if self.draining:
-            for request in unrun:
-                request.finish(Outcome(Ending.GIVEN_BACK))
-        else:
-            self.ready.extendleft(reversed(unrun))
+        self._runs_returned(unrun)
+
+    def _runs_returned(self, unrun: Sequence[RunRequest]) -> None:
+        for request in reversed(unrun):
+            if self.draining or request.recalled:
+                request.give_back()
+            else:
+                self.ready.appendleft(request)
         self._plan_pump()
 
     # --- the turn
@@ -202,6 +212,19 @@ class LaneConsumer:
                 bundle = Bundle(requests, self)
                 self.bundles.add(bundle)
                 self.executor.execute(bundle)
+                self._plan_relief(bundle)
+
+    def _plan_relief(self, bundle: Bundle) -> None:
+        if len(bundle.requests) > 1 and not self._relief_planned:
+            self._relief_planned = True
+            self.loop.call_later(_RELIEF, self._relieve)
+
+    def _relieve(self) -> None:
+        """A run that takes longer than planned holds up its bundle: let those before and behind it go."""
+        self._relief_planned = False
+        for bundle in list(self.bundles):
+            if bundle.relieve():
+                self._plan_relief(bundle)
 
     def _next_bundle(self, free: int) -> list[RunRequest]:
         """The next runs of one batch that go to the pool together; none when those that waited are over already.
@@ -216,7 +239,7 @@ class LaneConsumer:
         most = 1 if self.executor.one_by_one(handler) else min(self._appetite.bundle(handler), share)
         chosen: list[RunRequest] = []
         size = 0
-        while self.ready and len(chosen) < most and size < BUNDLE_SIZE:
+        while self.ready and len(chosen) < most and size < _BUNDLE_SIZE:
             if self.ready[0].claimed.run.batch_id != batch_id:
                 break
             request = self.ready.popleft()
@@ -367,15 +390,15 @@ class LaneConsumer:
                 self.recall(request)
 
     def recall(self, request: RunRequest) -> None:
-        """Give a run back that has not begun; its bundle is taken out of the pool for it."""
-        if request.started:
-            return
+        """Give a run back that has not begun: at once, or when its bundle lets go of it."""
         bundle = request.bundle
         if bundle is not None:
-            if not self.executor.withdraw(bundle):
+            if request.started or not self.executor.withdraw(bundle):
+                request.recalled = True
+                bundle.halt()
                 return
             bundle.withdrawn()
-        request.finish(Outcome(Ending.GIVEN_BACK))
+        request.give_back()
 
     def _ring(self) -> None:
         """Wake the leader when the lanes ran empty: it has settled profiles to replace."""
@@ -416,7 +439,7 @@ class LaneConsumer:
             self._serve(self.registry.queues() if EVERY_QUEUE in self.settings.queues else self.settings.queues)
         if self._alone is not None and not self.registry.stands(self._alone.run):
             self._alone = None  # another worker took it: nothing is left to be empty for
-        waiting = {request.claimed.run.batch_id for request in self.active.values() if not request.started}
+        waiting = {request.claimed.run.batch_id for request in self.active.values() if request.waits}
         if waiting:
             self._give_back_stopped(self.registry.stopping(waiting))
         self._give_back_strays()

@@ -101,8 +101,11 @@ class Drain:
         self._end_running()
 
     def _end_running(self) -> None:
-        running = list(self._consumer.active.values())
-        self._consumer.executor.terminate(running, force=True)
+        consumer = self._consumer
+        for bundle in list(consumer.bundles):
+            bundle.salvage()
+        running = [request for request in consumer.active.values() if not request.over]
+        consumer.executor.terminate(running, force=True)
         for request in running:
             request.finish(Outcome(Ending.GIVEN_BACK))
 

@@ -127,10 +127,10 @@ class PoolExecutor:
         """Interrupt what runs; False when this pool cannot."""
         if self.pool != "prefork":
             return False
-        for request in requests:
-            if request.worker_pid is not None:
-                with suppress(OSError):
-                    os.kill(int(request.worker_pid), signal.SIGKILL if force else signal.SIGTERM)
+        # Once each: a child takes the second polite signal for the last one, and runs of one bundle share theirs.
+        for pid in {int(request.worker_pid) for request in requests if request.worker_pid is not None}:
+            with suppress(OSError):
+                os.kill(pid, signal.SIGKILL if force else signal.SIGTERM)
         return True
 
 

@@ -86,6 +86,9 @@ class RunRequest(Request):
     _terminate_on_ack: tuple[Any, Any] | None = None
     bundle: Bundle | None = None
     """In the pool's hands with it; it may start at any moment."""
+    _apply_result: Any = None
+    recalled = False
+    """It is given back when it comes out of its bundle unrun."""
     _killed = False
 
     def __init__(
@@ -136,8 +139,13 @@ class RunRequest(Request):
 
     @property
     def started(self) -> bool:
-        """Whether the pool said that it began."""
+        """Whether the pool said that it began, or its bundle."""
         return self.time_start is not None
+
+    @property
+    def waits(self) -> bool:
+        """Whether it has not begun, or is in a bundle that is at another run."""
+        return not self.started or (self.bundle is not None and self.bundle.running is not self)
 
     def received(self, consumer: Any) -> None:
         """Tell the log, signals and `inspect reserved`, as Celery's own strategy does. Its event comes in a group."""
@@ -157,7 +165,7 @@ class RunRequest(Request):
 
     def withdrawn(self) -> None:
         """It left the pool's hands without having run, and waits for its turn again."""
-        self.bundle = None
+        self.bundle = self._apply_result = None
         if self.started:
             # It was announced as begun with its bundle.
             self.time_start = self.worker_pid = None
@@ -191,21 +199,29 @@ class RunRequest(Request):
             _log.warning("cannot terminate %s[%s]: only the prefork pool can; it runs to its end", self.name, self.id)
             return
         self._killed = True
-        # One that waits in its bundle is found revoked when its turn comes: the one that runs is not to die for it.
         if self.bundle is None or not self.started or self.bundle.running is self:
             super().terminate(pool, signal)
+        else:
+            # The one that runs is not to die for it; this one comes back, and is found revoked when its turn comes.
+            self.bundle.halt()
 
     def cancel(self, pool: Any, signal: Any = None, emit_retry: bool = True) -> None:
         """End it because the worker stops at once. Called in a signal handler: flags and a signal, nothing more."""
         del emit_retry
         self.stopping = True
-        if pool.uses_semaphore and self.started and not self.over:
+        if pool.uses_semaphore and not self.waits and not self.over:
+            # Those of its bundle have the same child, which would take the second polite signal for the last one.
             pool.terminate_job(self.worker_pid, signal)
 
     def finish(self, outcome: Outcome) -> None:
         """End it, once, and tell everybody."""
         if self._end():
             tell_ended(self.sink, [(self, outcome)])
+
+    def give_back(self) -> None:
+        """End it unrun or unheard of, uncharged; a person's wish that it shall not run stands."""
+        if not self.revoked():
+            self.finish(Outcome(Ending.GIVEN_BACK))
 
     def _end(self) -> bool:
         """Mark it as over; False when it was so before. Who gets True tells the sink, whatever comes."""

@@ -78,9 +78,8 @@ class Assignment(NamedTuple):
 #: Ending, result, error, delay, seconds that it ran.
 Answer = tuple[str, str | None, tuple[str, str, str, str] | None, float | None, float]
 
-#: Seconds after which a bundle begins no further run, and characters of results after which it does not.
+#: Seconds after which a bundle begins no further run.
 BUNDLE_TIME: Final = 0.02
-BUNDLE_SIZE: Final = 262_144
 
 
 class _Size:
@@ -234,28 +233,27 @@ def request_context(assignment: Assignment) -> dict[str, Any]:
 def trace_runs(cell: int, shared: tuple[Any, ...], owns: Sequence[tuple[Any, ...]]) -> list[Answer]:
     """Run a bundle, one run after the other, each through Celery's tracer. What the pool calls.
 
-    It returns early when its time or its room is used up: a run that takes longer than planned must not keep those
-    behind it waiting for long, nor large results fill the pipe.
+    It returns early when its time or its room is used up, or when the parent wants no more: a run that takes longer
+    than planned must not keep those behind it waiting for long, nor large results fill the pipe.
 
     Args:
-        cell: Where the progress is noted, for when this process dies: see `board`; negative for nowhere.
+        cell: Where the progress is noted, for when this process dies or hangs: see `board`. Negative for nowhere; only
+            the first run runs then.
         shared: The fields of `Shared`.
         owns: The fields of an `Own` for each run.
 
     Returns:
-        The answers of the runs that ran, in order: at least one.
+        The answers of the runs that ran, in order.
     """
     answers: list[Answer] = []
-    size = 0
     until = monotonic() + BUNDLE_TIME
     for index, own in enumerate(owns):
-        board.note(cell, index)
+        if not board.begin(cell, index):
+            break
         answer = trace_run(Assignment(*shared, *own))
         answers.append(answer)
-        size += len(answer[1] or "")
-        if monotonic() > until or size > BUNDLE_SIZE:
+        if not board.keep(cell, answer) or monotonic() > until:
             break
-    board.note(cell, len(owns))
     return answers
 
 
