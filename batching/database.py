@@ -17,17 +17,12 @@ from sqlalchemy import (
     Dialect,
     Double,
     Engine,
-    FromClause,
     Integer,
     String,
     Text,
     Uuid,
-    bindparam,
-    column,
     create_engine,
     event,
-    func,
-    select,
 )
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, NoSuchModuleError, OperationalError
@@ -36,12 +31,12 @@ from sqlalchemy.pool import NullPool
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
-from batching.answers import bound_answers
+from batching.answers import bound_answers, read_identifiers_as_text
 from batching.errors import ConfigurationError, DatabaseUnavailableError
 from batching.settings import mask_url
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator
     from types import TracebackType
 
 #: SQLSTATE class 08 is a broken connection, 57P0x a server that goes down or comes up: the statement is not to blame.
@@ -151,45 +146,6 @@ def _age_sqlite(element: age, compiler: Any, **options: Any) -> str:
     return f"((julianday('now') - julianday({moment})) * 86400.0)"
 
 
-def rows_from_json(dialect: str, name: str, columns: Mapping[str, TypeEngine[Any]]) -> FromClause:
-    """A table of parameters: many rows travel to the database as one JSON text, on both engines alike.
-
-    Args:
-        dialect: `postgresql` or `sqlite`.
-        name: Name of the bind parameter and of the table; its value comes from `encode_rows`.
-        columns: Column names in the order of the encoded rows, with their types.
-    """
-    parameter = bindparam(name, type_=Text())
-    if dialect == "postgresql":
-        typed = [column(key, type_) for key, type_ in columns.items()]
-        rows = func.json_to_recordset(parameter.cast(_PostgresJSON())).table_valued(*typed)
-        return rows.render_derived(name=name, with_types=True)
-    each = func.json_each(parameter).table_valued(column("value", Text()), name=f"{name}_each")
-    picked = [func.json_extract(each.c.value, f"$.{key}", type_=type_).label(key) for key, type_ in columns.items()]
-    return select(*picked).subquery(name)
-
-
-class _PostgresJSON(TypeDecorator[str]):
-    """Only to spell CAST(… AS JSON); the value is text that is JSON already."""
-
-    impl = Text
-    cache_ok = True
-
-    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
-        from sqlalchemy.dialects.postgresql import JSON  # noqa: PLC0415 - SQLite never loads the dialect
-
-        return dialect.type_descriptor(JSON()) if dialect.name == "postgresql" else dialect.type_descriptor(Text())
-
-    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
-        del dialect
-        return value
-
-
-def encode_rows(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Rows as the JSON text that `rows_from_json` reads."""
-    return json.dumps([dict(zip(columns, row, strict=True)) for row in rows], separators=(",", ":"))
-
-
 class Database:
     """Engines and transactions for one store.
 
@@ -226,6 +182,11 @@ class Database:
         self._parsed = parsed
         self.dialect: str = parsed.get_backend_name()
 
+    @property
+    def streams(self) -> bool:
+        """Whether a statement may wait for its rows while they are made: no time-out, and no lock that others want."""
+        return self.dialect == "postgresql" and self._timeout is None
+
     @cached_property
     def engine(self) -> Engine:
         """The engine, made on first use. Never carried over a fork: see `begin`."""
@@ -238,7 +199,9 @@ class Database:
     def _postgresql_engine(self) -> Engine:
         # A process that is frozen inside a transaction must not keep its locks for long: others wait for them.
         idle = 60_000 if self._timeout is None else int(self._timeout * 1000)
-        options = f"-c timezone=UTC -c idle_in_transaction_session_timeout={idle}"
+        # Each of our statements is led by an index. A plan that was made while a table was small, or before it had
+        # statistics, must not walk all of it when it has grown; and none of them is worth compiling.
+        options = f"-c timezone=UTC -c enable_seqscan=off -c jit=off -c idle_in_transaction_session_timeout={idle}"
         if self._timeout is not None:
             options += f" -c statement_timeout={idle} -c lock_timeout={idle}"
         arguments: dict[str, Any] = {
@@ -253,6 +216,7 @@ class Database:
             else {"poolclass": NullPool}
         )
         engine = create_engine(self._parsed, connect_args=arguments, **pool)
+        read_identifiers_as_text(engine)
         if self._timeout is not None:
             bound_answers(engine, 2 * self._timeout)
         return engine
@@ -292,6 +256,16 @@ class Database:
         """
         with _Translated(self), self.engine.begin() as connection:
             yield connection
+
+    @contextmanager
+    def begin_single(self) -> Iterator[Connection]:
+        """As `begin`, for one statement on PostgreSQL, which is a transaction by itself: two round trips less."""
+        if self.dialect == "sqlite":
+            with self.begin() as connection:
+                yield connection
+        else:
+            with _Translated(self), self.engine.connect() as raw:
+                yield raw.execution_options(isolation_level="AUTOCOMMIT")
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -377,11 +351,9 @@ __all__ = [
     "JSONText",
     "Timestamp",
     "age",
-    "encode_rows",
     "first_line",
     "is_unavailable",
     "is_unique_violation",
     "later",
     "now",
-    "rows_from_json",
 ]

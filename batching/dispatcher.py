@@ -15,12 +15,15 @@ if TYPE_CHECKING:
 
     from batching.execution_manager import BatchExecutionManager
     from batching.interfaces import Lane, LeaderTerm
+    from batching.moves.batch import Start
+    from batching.moves.rows import BatchRow
     from batching.outlook import Active, Outlook
     from batching.settings import Settings
-    from batching.state_manager import BatchStateManager
 
 #: Profiles in one dispatch transaction: its rows are locked for as long as it takes.
-CHUNK = 1_000
+CHUNK = 2_500
+#: Queues that are tried at once for what came with a hint; with more of them, a look costs less.
+_FEW = 4
 #: Seconds for which a batch is left alone when none of its waiting profiles was due.
 _NOTHING_DUE_PAUSE = 0.1
 #: And at least so many times as long as the search has taken.
@@ -58,20 +61,17 @@ class Dispatcher:
     """Keeps the lanes' windows filled, and lets batches in, in the order of the queue.
 
     Args:
-        state_manager: Promotes.
-        execution_manager: Dispatches and publishes.
+        execution_manager: Promotes, dispatches and publishes.
         settings: The window, when it is fixed.
         clock: Monotonic seconds.
     """
 
     def __init__(
         self,
-        state_manager: BatchStateManager,
         execution_manager: BatchExecutionManager,
         settings: Settings,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._state = state_manager
         self._execution = execution_manager
         self._fixed_window = settings.lane_window
         self._clock = clock
@@ -80,24 +80,50 @@ class Dispatcher:
         self._leave_alone: dict[str, float] = {}
         self._sent: dict[str, int] = {}
 
-    def promote(self, term: LeaderTerm, outlook: Outlook) -> list[str]:
+    def promote(self, term: LeaderTerm, outlook: Outlook) -> list[Start]:
         """Let batches in: `max_running` of each queue at least, and more while those cannot fill the workers.
 
         Comes after `dispatch` of the same outlook, which finds out what the running batches have left to give. The ones
         beyond `max_running` are let in for the sake of idle workers, so only those that a live worker serves.
         """
-        promoted = []
+        started = []
         for queue in sorted(outlook.waiting):
-            running = sum(1 for each in outlook.running if each.row.queue == queue)
-            if running < outlook.max_running.get(queue, 1):
-                batch_id = self._state.promote(queue, term)
+            if self._has_place(outlook, queue):
+                started.append(self._start(term, outlook, queue, None))
             elif hungry := self._hungry(outlook, queue):
-                batch_id = self._state.promote(queue, term, hungry)
-            else:
-                continue
-            if batch_id is not None:
-                promoted.append(batch_id)
-        return promoted
+                started.append(self._start(term, outlook, queue, hungry))
+        return [each for each in started if each is not None]
+
+    def welcome(self, term: LeaderTerm, outlook: Outlook) -> list[Start]:
+        """Let in what came since the outlook, without another look: what was submitted to idle workers runs at once.
+
+        A queue that had a place for a batch still has it: only the leader fills places, and each outlook is used once.
+        """
+        idle = [queue for queue in sorted(outlook.max_running) if self._has_place(outlook, queue)]
+        if len(idle) > _FEW:
+            return []
+        started = [self._start(term, outlook, queue, None) for queue in idle]
+        return [each for each in started if each is not None]
+
+    @staticmethod
+    def _has_place(outlook: Outlook, queue: str) -> bool:
+        running = sum(1 for each in outlook.running if each.row.queue == queue)
+        return running < outlook.max_running.get(queue, 1)
+
+    def _start(self, term: LeaderTerm, outlook: Outlook, queue: str, handlers: frozenset[str] | None) -> Start | None:
+        started = self._execution.start_batch(queue, term, handlers, lambda row: self._room(outlook, row))
+        if started is not None:
+            waiting = self._in_broker.get(started.lane, 0)
+            self._in_broker[started.lane] = waiting + len(started.dispatches)
+        return started
+
+    def _room(self, outlook: Outlook, row: BatchRow) -> int:
+        """Profiles that may be dispatched of a batch that is being promoted."""
+        lane, ceiling = row.terms.lane, row.options.window
+        if not outlook.slots(lane):
+            return 0
+        free = self._window(outlook, lane) - self._in_broker.get(lane, 0)
+        return min(free, CHUNK) if ceiling is None else min(free, CHUNK, ceiling)
 
     def _hungry(self, outlook: Outlook, queue: str) -> frozenset[str]:
         """Handlers of those workers of the queue whom the running batches cannot keep busy for half of their window.

@@ -12,7 +12,8 @@ from batching.interfaces import Lane, RunId
 from batching.models import batches, leases, profiles, workers
 from batching.moves import batch as batch_moves
 from batching.moves import bulk, counters, queue_order, rows, sweep
-from batching.moves.profile import LEADER, running_of
+from batching.moves.profile import running_of
+from batching.moves.rows import LEADER
 from batching.states import TERMINAL_BATCH_STATES, BatchState, ProfileState, effective_state
 
 if TYPE_CHECKING:

@@ -8,11 +8,25 @@ from typing import TYPE_CHECKING
 
 from batching.errors import BatchingError
 from batching.policies import settlement
+from batching.states import ProfileState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Set as AbstractSet
 
-    from batching.interfaces import Claimed, ClaimResult, Dispatch, LeaderTerm, Outcome, Publisher, RunId, SettleResult
+    from batching.interfaces import (
+        Claimed,
+        ClaimResult,
+        Dispatch,
+        LeaderTerm,
+        Outcome,
+        Publisher,
+        RunId,
+        Settlement,
+        SettleResult,
+    )
+    from batching.moves.batch import Start
+    from batching.moves.rows import BatchRow
     from batching.state_manager import BatchStateManager
     from batching.states import BatchState
 
@@ -49,6 +63,15 @@ class BatchExecutionManager:
         self.republish(dispatches)
         return len(dispatches)
 
+    def start_batch(
+        self, queue: str, term: LeaderTerm, handlers: Collection[str] | None, room: Callable[[BatchRow], int]
+    ) -> Start | None:
+        """Promote the next batch in line, dispatch the first of its profiles, commit, then publish."""
+        started = self._state_manager.start(queue, term, handlers, room)
+        if started is not None:
+            self.republish(started.dispatches)
+        return started
+
     def republish(self, dispatches: Sequence[Dispatch]) -> None:
         if dispatches and self._publisher is not None:
             self._publisher.publish(dispatches)
@@ -56,11 +79,30 @@ class BatchExecutionManager:
     def claim(self, worker_id: str, runs: Sequence[RunId]) -> ClaimResult:
         return self._state_manager.claim(worker_id, runs)
 
-    def complete(self, worker_id: str, outcomes: Sequence[tuple[Claimed, Outcome]]) -> SettleResult:
-        """Conclude after the commit: each finisher looks again once its own outcome is visible to all."""
+    def complete(
+        self, worker_id: str, outcomes: Sequence[tuple[Claimed, Outcome]], holding: Collection[str] = ()
+    ) -> SettleResult:
+        """Conclude after the commit: each finisher looks again once its own outcome is visible to all.
+
+        Not for a batch in `holding` of which everything in the group was done without a failure: that cannot have
+        ended the pass. A pass ends when nothing is unsettled, or nothing runs any more, and this worker's further runs
+        are running until it settles them (then it looks) or they are taken back from it (then the sweep looks); or
+        when a failure spent the budget, and whoever settled that failure looks. Should this worker be wrong about what
+        it holds, the sweep concludes what nobody concluded.
+        """
         settlements = [settlement(claimed, outcome, self._max_losses, self._jitter()) for claimed, outcome in outcomes]
         result = self._state_manager.settle(worker_id, settlements)
         # Settled it is: the sweep repeats a conclusion that fails, and the same outcomes again would only be late.
         with suppress(BatchingError):
-            self._state_manager.conclude({run.batch_id for run in result.applied})
+            self._state_manager.conclude({run.batch_id for run in result.applied} - _goes_on(settlements, holding))
         return result
+
+
+_HARMLESS = frozenset({ProfileState.SUCCEEDED, ProfileState.SKIPPED})
+
+
+def _goes_on(settlements: Sequence[Settlement], holding: Collection[str]) -> AbstractSet[str]:
+    """Batches that this group cannot have ended: see `BatchExecutionManager.complete`."""
+    if not holding:
+        return frozenset()
+    return set(holding) - {each.run.batch_id for each in settlements if each.state not in _HARMLESS}

@@ -133,13 +133,16 @@ class Positions:
         self._distance = -1
         self._stride = 1
         self._changes = 0
-        self._latest = (0, 0)
+        self._latest_number = self._latest_line = 0
 
     def note(self, number: int, line: int) -> None:
         """The profile with this number came from this line; both grow with every call."""
-        self._latest = (number, line)
-        if line - number == self._distance:
-            return
+        self._latest_number = number
+        self._latest_line = line
+        if line - number != self._distance:
+            self._change(number, line)
+
+    def _change(self, number: int, line: int) -> None:
         self._distance = line - number
         self._changes += 1
         if (self._changes - 1) % self._stride:
@@ -156,18 +159,17 @@ class Positions:
         Raises:
             ValueError: No profile with this number was noted.
         """
-        if not 1 <= number <= self._latest[0]:
-            raise ValueError(f"this source delivered {self._latest[0]:,} profiles; it has no number {number}")
+        if not 1 <= number <= self._latest_number:
+            raise ValueError(f"this source delivered {self._latest_number:,} profiles; it has no number {number}")
         at = bisect_right(self._numbers, number) - 1
         low = self._lines[at] + number - self._numbers[at]
         if self._stride == 1:
             return low, low
         # The distance of line and number never shrinks: the next place that is known bounds it from above.
         ahead = at + 1
-        number_ahead, line_ahead = (
-            (self._numbers[ahead], self._lines[ahead]) if ahead < len(self._numbers) else self._latest
-        )
-        return low, line_ahead - (number_ahead - number)
+        if ahead == len(self._numbers):
+            return low, self._latest_line - (self._latest_number - number)
+        return low, self._lines[ahead] - (self._numbers[ahead] - number)
 
 
 def from_iterable(profiles: Iterable[Any], limits: Limits) -> Source:
@@ -202,6 +204,9 @@ def _elements(profiles: Iterable[Any], limits: Limits) -> _Entries:
 
 
 def _key_and_payload(element: Any, where: str) -> tuple[Any, Any]:
+    # What nearly every producer yields comes first: the tests below cost more than all else about its key.
+    if type(element) is dict and len(element) == 2 and "key" in element and "payload" in element:
+        return element["key"], element["payload"]
     if isinstance(element, ProfileInput):
         # Encoded before: taken as a plain pair, its JSON text would be encoded a second time.
         return element.key, decode_json(element.payload, f"the payload of {where}")

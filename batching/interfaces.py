@@ -327,8 +327,14 @@ class IBatchStateManager(Protocol):
     def create_batch(self, spec: BatchSpec, connection: Connection | None = None) -> BatchReceipt:
         """Write an empty `loading` batch, or find the one that has the key."""
 
-    def add_profiles(self, batch_id: str, chunk: Sequence[ProfileInput], connection: Connection | None = None) -> int:
-        """Append a chunk to a loading batch, renew its lease; returns the number of its last profile."""
+    def submit_whole(self, spec: BatchSpec, chunk: list[ProfileInput]) -> BatchReceipt:
+        """Write a batch with all its profiles at the end of its queue at once, or find the one that has the key."""
+
+    def add_profiles(self, batch_id: str, chunk: Iterable[ProfileInput], connection: Connection | None = None) -> int:
+        """Append a chunk to a loading batch, renew its lease; returns the number of its last profile.
+
+        Without a connection, the chunk may be read while it is written.
+        """
 
     def seal(self, batch_id: str, connection: Connection | None = None) -> int:
         """Loading -> queued, at the end of its queue, counters set; returns the total."""
@@ -386,5 +392,10 @@ class IBatchExecutionManager(Protocol):
     def claim(self, worker_id: str, runs: Sequence[RunId]) -> ClaimResult:
         """Claim offered runs for a worker."""
 
-    def complete(self, worker_id: str, outcomes: Sequence[tuple[Claimed, Outcome]]) -> SettleResult:
-        """Settle a group of ended runs in one transaction, then conclude their batches."""
+    def complete(
+        self, worker_id: str, outcomes: Sequence[tuple[Claimed, Outcome]], holding: Collection[str] = ()
+    ) -> SettleResult:
+        """Settle a group of ended runs in one transaction, then conclude their batches.
+
+        `holding` are batches of which this worker holds further runs, claimed and not in this group.
+        """

@@ -11,7 +11,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from batching.database import now
 from batching.models import batches, rates
-from batching.moves.profile import leads
+from batching.moves.rows import leads
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -6,17 +6,15 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sqlalchemy import or_, select
+from sqlalchemy import and_, exists, or_, select
 
-from batching.database import age, now
-from batching.models import ACTIVE, batches, queues, workers
-from batching.moves import counters, leadership
-from batching.moves.rows import read_batches
+from batching.database import now
+from batching.models import ACTIVE, batches, queues
+from batching.moves import leadership
+from batching.moves.rows import as_counted, counted_batches
 from batching.states import BatchState
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection
-
     from batching.database import Database
     from batching.interfaces import Lane, WorkerInfo
     from batching.moves.counters import Counts
@@ -72,55 +70,39 @@ def serves(worker: WorkerInfo, lane: Lane) -> bool:
 
 
 def look(database: Database, worker_lease: float) -> Outlook:
-    """Read it all in one transaction; its cost depends on what is active, not on what is kept.
+    """Read it all in one transaction of four statements; its cost depends on what is active, not on what is kept.
 
     Args:
         database: The store.
         worker_lease: Seconds of silence after which no new work is meant for a worker.
     """
     with database.read() as connection:
-        active = _active(connection)
-        live = _live(connection, worker_lease)
+        queues_ = connection.execute(_QUEUES).all()
         return Outlook(
-            workers=[worker for worker in leadership.capabilities(connection) if worker.id in live],
-            active=active,
-            waiting=_waiting(connection),
-            max_running={row.name: row.max_running for row in connection.execute(select(queues))},
-            unwritten=list(
-                connection.scalars(
-                    select(batches.c.id).where(batches.c.rewritten < batches.c.generation).order_by(batches.c.id)
-                )
-            ),
+            workers=leadership.capabilities(connection, worker_lease),
+            active=[Active(*each) for each in as_counted(connection.execute(_ACTIVE))],
+            waiting=frozenset(row.name for row in queues_ if row.waits),
+            max_running={row.name: row.max_running for row in queues_},
+            unwritten=list(connection.scalars(_UNWRITTEN)),
         )
 
 
-def _live(connection: Connection, worker_lease: float) -> set[str]:
-    return set(connection.scalars(select(workers.c.id).where(age(workers.c.heartbeat_at) < worker_lease)))
+_UNWRITTEN = select(batches.c.id).where(batches.c.rewritten < batches.c.generation).order_by(batches.c.id)
 
-
-def _active(connection: Connection) -> list[Active]:
-    ids = list(
-        connection.scalars(
-            select(batches.c.id).where(ACTIVE, batches.c.state.in_([BatchState.RUNNING, BatchState.STOPPING]))
-        )
-    )
-    if not ids:
-        return []
-    rows = read_batches(connection, ids)
-    sums = counters.read_many(connection, ids)
-    ordered = sorted(rows.values(), key=lambda row: (-row.priority, row.position, row.id))
-    return [Active(row, sums[row.id]) for row in ordered]
-
-
-def _waiting(connection: Connection) -> frozenset[str]:
-    """One row a queue, found through the index of the line."""
-    due = (
-        select(batches.c.id)
-        .where(
+#: Whether a queue has a batch that may be promoted is one look into the index of the line.
+_QUEUES = select(
+    queues.c.name,
+    queues.c.max_running,
+    and_(
+        queues.c.paused.is_(False),
+        exists().where(
             batches.c.queue == queues.c.name,
             batches.c.state == BatchState.QUEUED,
             or_(batches.c.not_before.is_(None), batches.c.not_before <= now()),
-        )
-        .exists()
-    )
-    return frozenset(connection.scalars(select(queues.c.name).where(queues.c.paused.is_(False), due)))
+        ),
+    ).label("waits"),
+)
+
+_ACTIVE = counted_batches(ACTIVE, batches.c.state.in_([BatchState.RUNNING, BatchState.STOPPING])).order_by(
+    batches.c.priority.desc(), batches.c.position, batches.c.id
+)

@@ -7,18 +7,21 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from sqlalchemy.exc import IntegrityError
+
+from batching.database import is_unique_violation
+from batching.interfaces import BatchReceipt
 from batching.moves import batch as batch_moves
-from batching.moves import bulk, counters, leadership, profile, queue_order, rows, submission, sweep
+from batching.moves import bulk, leadership, loading, profile, queue_order, rows, submission, sweep, whole
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
     from datetime import datetime
 
     from sqlalchemy import Connection
 
     from batching.database import Database
     from batching.interfaces import (
-        BatchReceipt,
         BatchSpec,
         ClaimResult,
         Dispatch,
@@ -57,9 +60,26 @@ class BatchStateManager:
         with self.database.read() as reading:
             return submission.find_key(reading, queue, key)
 
-    def add_profiles(self, batch_id: str, chunk: Sequence[ProfileInput], connection: Connection | None = None) -> int:
+    def submit_whole(self, spec: BatchSpec, chunk: list[ProfileInput]) -> BatchReceipt:
+        while True:
+            try:
+                with self.database.begin() if spec.replace_key else self.database.begin_single() as writing:
+                    return BatchReceipt(whole.write_whole(writing, spec, chunk), len(chunk), created=True)
+            except IntegrityError as error:
+                if not is_unique_violation(error):
+                    raise
+                if spec.key is not None and (held := self.find_key(spec.queue, spec.key)) is not None:
+                    return held
+                loading.numbers_by_key((each.key for each in chunk), 1)  # raises when one stands twice
+                if spec.key is None:
+                    raise
+            # The key's holder gave it up, or was deleted, between the two statements: it is free.
+
+    def add_profiles(self, batch_id: str, chunk: Iterable[ProfileInput], connection: Connection | None = None) -> int:
+        if not self.database.streams:
+            chunk = list(chunk)
         with self._writing(connection) as writing:
-            return submission.add_profiles(writing, batch_id, chunk)
+            return loading.add_profiles(writing, batch_id, chunk)
 
     def seal(self, batch_id: str, connection: Connection | None = None) -> int:
         with self._writing(connection) as writing:
@@ -113,6 +133,13 @@ class BatchStateManager:
         with self.database.begin() as writing:
             return batch_moves.promote(writing, queue, term, handlers)
 
+    def start(
+        self, queue: str, term: LeaderTerm, handlers: Collection[str] | None, room: Callable[[rows.BatchRow], int]
+    ) -> batch_moves.Start | None:
+        """Promote the next batch in line and dispatch the first of its profiles, in one transaction."""
+        with self.database.begin() as writing:
+            return batch_moves.start(writing, queue, term, handlers, room, self._max_losses)
+
     def dispatch(self, batch_id: str, limit: int, term: LeaderTerm) -> list[Dispatch]:
         with self.database.begin() as writing:
             return profile.dispatch(writing, batch_id, limit, term, self._max_losses)
@@ -157,14 +184,13 @@ class BatchStateManager:
         if not wanted:
             return []
         with self.database.read() as reading:
-            known = rows.read_batches(reading, wanted)
-            sums = counters.read_many(reading, list(known))
+            counted = rows.read_counted(reading, wanted)
         moved = []
-        for batch_id, batch in known.items():
-            if batch_moves.wants_conclusion(batch, sums[batch_id]):
+        for batch, counts in counted:
+            if batch_moves.wants_conclusion(batch, counts):
                 with self.database.begin() as writing:
-                    if batch_moves.conclude(writing, batch_id):
-                        moved.append(batch_id)
+                    if batch_moves.conclude(writing, batch.id):
+                        moved.append(batch.id)
         return moved
 
     # --- verbs

@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from batching.errors import BatchingError, InvalidInputError
 from batching.handlers import HANDLER_NAME
 from batching.intake import Limits, Source, check_key, from_iterable
-from batching.moves.submission import LOADING_LEASE, DuplicateKeyError
+from batching.moves.loading import LOADING_LEASE, DuplicateKeyError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from sqlalchemy import Connection
 
     from batching.interfaces import BatchReceipt, BatchSpec, ProfileInput
     from batching.state_manager import BatchStateManager
 
-#: Profiles and bytes of payload in one chunk: large enough for a fast insert, small enough for flat memory.
-CHUNK_PROFILES = 2_000
+#: Profiles and bytes of payload in one chunk: large enough for its commit to cost little, small enough for flat memory.
+CHUNK_PROFILES = 10_000
 CHUNK_BYTES = 4_000_000
-#: Seconds that a source may take to fill a chunk before what there is of it is written.
-CHUNK_SECONDS = LOADING_LEASE / 6
+#: So many profiles are gathered before anything is written: a batch that has no more is written in one transaction.
+FIRST_PROFILES = 1_000
+#: Seconds that a source may take to fill a chunk before what there is of it is written: no transaction stays open for
+#: long, and the lease is renewed long before it lapses.
+CHUNK_SECONDS = 1.0
+
+_Result = TypeVar("_Result")
+_Answer = TypeVar("_Answer", bound="BatchReceipt | None")
 
 _NAME_LIMIT = 255
 _QUEUE_LIMIT = 64
@@ -30,23 +36,35 @@ _PRIORITY_LIMIT = 1_000_000
 
 
 def submit(state_manager: BatchStateManager, spec: BatchSpec, profiles: Iterable[Any], limits: Limits) -> BatchReceipt:
-    """Write a batch in chunks, each its own transaction, then seal it; whatever fails, nothing of it is left.
+    """Write a small batch in one transaction, a large one in chunks that are sealed; a failure leaves nothing of it.
 
     A key that another producer is loading right now is waited for: its batch is sealed, or its lease lapses.
     """
     check_spec(spec, limits)
-    receipt = _create_or_wait(state_manager, spec)
+    if spec.key is not None and not spec.replace_key:
+        held = _patiently(state_manager, spec, lambda: state_manager.find_key(spec.queue, str(spec.key)))
+        if held is not None:
+            return held
+    source = _as_source(profiles, limits)
+    return _reading(source, lambda: _write(state_manager, spec, source))
+
+
+def _write(state_manager: BatchStateManager, spec: BatchSpec, source: Source) -> BatchReceipt:
+    first = _Chunk(source, FIRST_PROFILES)
+    profiles = list(first)
+    if first.is_last:
+        return _patiently(state_manager, spec, lambda: state_manager.submit_whole(spec, profiles))
+    receipt = _patiently(state_manager, spec, lambda: state_manager.create_batch(spec))
     if not receipt.created:
         return receipt
-    source = _as_source(profiles, limits)
     try:
+        state_manager.add_profiles(receipt.id, profiles)
         for chunk in _chunks(source):
-            _add(state_manager, receipt.id, chunk, source)
-        total = state_manager.seal(receipt.id)
+            state_manager.add_profiles(receipt.id, chunk)
+        return receipt._replace(total=state_manager.seal(receipt.id))
     except BaseException:
         _clean_up(state_manager, receipt.id)
         raise
-    return receipt._replace(total=total)
 
 
 def submit_within(
@@ -76,9 +94,14 @@ def submit_within(
                 )
             return receipt
         source = _as_source(profiles, limits)
-        for chunk in _chunks(source):
-            _add(state_manager, receipt.id, chunk, source, connection)
-        return receipt._replace(total=state_manager.seal(receipt.id, connection))
+
+        def write() -> int:
+            for chunk in _chunks(source):
+                # Gathered first: the source may well read from this very connection.
+                state_manager.add_profiles(receipt.id, list(chunk), connection)
+            return state_manager.seal(receipt.id, connection)
+
+        return receipt._replace(total=_reading(source, write))
 
 
 def _begin_in_earnest(connection: Connection) -> None:
@@ -121,11 +144,12 @@ def check_spec(spec: BatchSpec, limits: Limits) -> None:
         check_key(spec.key, limits, "the batch key")
 
 
-def _create_or_wait(state_manager: BatchStateManager, spec: BatchSpec) -> BatchReceipt:
+def _patiently(state_manager: BatchStateManager, spec: BatchSpec, ask: Callable[[], _Answer]) -> _Answer:
+    """Ask until the answer is no batch that another producer is loading."""
     patience = time.monotonic() + 2 * LOADING_LEASE
     while True:
-        receipt = state_manager.create_batch(spec)
-        if receipt.created or receipt.total >= 0:
+        receipt = ask()
+        if receipt is None or receipt.created or receipt.total >= 0:
             return receipt
         if time.monotonic() > patience:
             raise InvalidInputError(
@@ -140,31 +164,60 @@ def _as_source(profiles: Iterable[Any], limits: Limits) -> Source:
     return profiles if isinstance(profiles, Source) else from_iterable(profiles, limits)
 
 
-def _chunks(source: Iterator[ProfileInput]) -> Iterator[list[ProfileInput]]:
-    """Chunks of a bounded size; smaller ones of a slow source, since each renews the loading lease."""
-    chunk: list[ProfileInput] = []
-    size, due = 0, time.monotonic() + CHUNK_SECONDS
-    for profile in source:
-        chunk.append(profile)
-        size += len(profile.payload)
-        if len(chunk) >= CHUNK_PROFILES or size >= CHUNK_BYTES or time.monotonic() >= due:
-            yield chunk
-            chunk, size, due = [], 0, time.monotonic() + CHUNK_SECONDS
-    if chunk:
-        yield chunk
+class _SourceFailedError(Exception):
+    """Carries what a source raised through a transaction, which must not take it for an error of its own."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(error)
+        self.error = error
 
 
-def _add(
-    state_manager: BatchStateManager,
-    batch_id: str,
-    chunk: list[ProfileInput],
-    source: Source,
-    connection: Connection | None = None,
-) -> None:
+class _Chunk:
+    """The next profiles of a source, up to a bounded size; fewer of a slow one, since each chunk renews the lease.
+
+    Read as it is iterated. When that is while it is written, the encoding of the next profiles and the server's work on
+    the last ones go on at once.
+    """
+
+    def __init__(self, source: Source, most: int) -> None:
+        self._source = source
+        self._most = most
+        self.is_last = False
+        """The source is at its end; known once the chunk was read."""
+
+    def __iter__(self) -> Iterator[ProfileInput]:
+        count, size, due = 0, 0, time.monotonic() + CHUNK_SECONDS
+        try:
+            for profile in self._source:
+                yield profile
+                count += 1
+                size += len(profile.payload)
+                if count >= self._most or size >= CHUNK_BYTES or time.monotonic() >= due:
+                    return
+        except GeneratorExit:
+            raise
+        except BaseException as error:  # noqa: BLE001 - also Ctrl-C: it is raised again once the transaction is undone
+            raise _SourceFailedError(error) from None
+        self.is_last = True
+
+
+def _reading(source: Source, write: Callable[[], _Result]) -> _Result:
+    """Do what reads a source; a failure is worded, or raised, as the source would."""
     try:
-        state_manager.add_profiles(batch_id, chunk, connection)
+        return write()
     except DuplicateKeyError as error:
         raise source.duplicate(error.key, error.second, error.first) from None
+    except _SourceFailedError as failed:
+        theirs = failed.error
+    raise theirs  # outside of the handler, which would write itself into its context
+
+
+def _chunks(source: Source) -> Iterator[_Chunk]:
+    while True:
+        chunk = _Chunk(source, CHUNK_PROFILES)
+        yield chunk
+        if chunk.is_last:
+            return
 
 
 def _clean_up(state_manager: BatchStateManager, batch_id: str) -> None:

@@ -39,7 +39,7 @@ from workers.publisher import RedisPublisher, lane_key
 from workers.tasks import bind
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
     from batching.interfaces import Claimed, ClaimResult, Outcome, RunId, SettleResult
     from tests.servers import ValkeyServer
@@ -66,10 +66,12 @@ class Manager(BatchExecutionManager):
             raise DatabaseUnavailableError("the answer to the COMMIT was lost")
         return result
 
-    def complete(self, worker_id: str, outcomes: Sequence[tuple[Claimed, Outcome]]) -> SettleResult:
+    def complete(
+        self, worker_id: str, outcomes: Sequence[tuple[Claimed, Outcome]], holding: Collection[str] = ()
+    ) -> SettleResult:
         if any(claimed.run.number == self.poison and outcome.result for claimed, outcome in outcomes):
             raise ValueError("a row that the database refuses")
-        result = super().complete(worker_id, outcomes)
+        result = super().complete(worker_id, outcomes, holding)
         self.settles.append(len(outcomes))
         if self.unanswered_settles:
             self.unanswered_settles -= 1

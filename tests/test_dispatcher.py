@@ -41,14 +41,14 @@ class Leader:
         self.publisher = RecordingPublisher()
         self.clock = Clock()
         execution = BatchExecutionManager(self.desk.states, self.publisher)
-        self.dispatcher = Dispatcher(self.desk.states, execution, Settings(lane_window=lane_window), self.clock)
+        self.dispatcher = Dispatcher(execution, Settings(lane_window=lane_window), self.clock)
 
     def tick(self) -> list[str]:
         """Dispatch, then promote, as the manager does; returns what was promoted."""
         outlook = look(self.desk.database, 10.0)
         self.dispatcher.dispatch(self.desk.term, outlook)
         self.clock.at += 0.2
-        return self.dispatcher.promote(self.desk.term, outlook)
+        return [each.batch_id for each in self.dispatcher.promote(self.desk.term, outlook)]
 
     def ticks(self, count: int = 6) -> list[str]:
         return [batch_id for _ in range(count) for batch_id in self.tick()]

@@ -10,7 +10,7 @@ from batching.errors import BrokerUnavailableError, IllegalMoveError, UnknownBat
 from batching.execution_manager import BatchExecutionManager
 from batching.interfaces import Ending, IBatchExecutionManager, Lane, Outcome, Publisher
 from batching.states import BatchState, StopTarget
-from tests.accounting import BROKEN, HANDLER, Desk, assert_accounted
+from tests.accounting import BROKEN, DONE, HANDLER, Desk, assert_accounted, statements
 from tests.recording import RecordingPublisher
 from workers.offers import Reader
 from workers.publisher import RedisPublisher, lane_key
@@ -175,6 +175,34 @@ def test_the_last_outcome_completes_the_batch(manager: BatchExecutionManager, de
     assert (result.applied, result.late) == ([last.run], [])
     assert desk.state(batch_id) is BatchState.SUCCEEDED
     assert manager.complete(worker, [(last, Outcome(Ending.SUCCEEDED, result="2"))]).late == [last.run]
+
+
+def test_what_a_worker_still_holds_is_reason_enough_not_to_look_whether_the_batch_is_over(
+    manager: BatchExecutionManager, desk: Desk, broker: Broker
+) -> None:
+    batch_id, worker = desk.start(3), desk.register()
+    manager.dispatch_batch(batch_id, 3, desk.term)
+    first, second, last = manager.claim(worker, broker.take()).claimed
+
+    with statements(desk.database) as looked:
+        manager.complete(worker, [(first, DONE)])
+    with statements(desk.database) as trusted:
+        manager.complete(worker, [(second, DONE)], holding={batch_id})
+    assert len(trusted) < len(looked)
+
+    manager.complete(worker, [(last, DONE)])
+    assert desk.state(batch_id) is BatchState.SUCCEEDED
+
+
+def test_a_failure_ends_the_pass_whatever_a_worker_still_holds(
+    manager: BatchExecutionManager, desk: Desk, broker: Broker
+) -> None:
+    batch_id, worker = desk.start(2), desk.register()
+    manager.dispatch_batch(batch_id, 2, desk.term)
+    failing, _ = manager.claim(worker, broker.take()).claimed
+
+    manager.complete(worker, [(failing, Outcome(Ending.FAILED, error=BROKEN))], holding={batch_id})
+    assert desk.state(batch_id) is BatchState.STOPPING
 
 
 def test_a_failure_beyond_the_budget_moves_the_batch_and_tells_the_worker_what_stops(

@@ -4,6 +4,7 @@ import csv
 import enum
 import io
 import json
+import math
 import socket
 import sys
 import tracemalloc
@@ -15,6 +16,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from batching import encoding
+from batching.encoding import examine_key
 from batching.errors import InvalidInputError
 from batching.intake import Limits, Positions, check_key, encode_payload, from_iterable, read_file
 from batching.interfaces import ProfileInput
@@ -158,6 +161,83 @@ def test_other_keys_are_refused(key: Any, part: str) -> None:
     message = refusal(lambda: check_key(key, LIMITS, "item 4"))
     assert message.startswith("cannot take item 4: ")
     assert part in message
+
+
+# The short cuts that nearly every key and payload takes must say what the long way says.
+
+
+@given(st.text(max_size=25) | st.text(st.characters(codec=None, categories=["Cc", "Cs", "Cf", "Zs", "Lu"]), max_size=5))
+def test_the_short_cut_of_keys_is_the_long_way(key: str) -> None:
+    assert outcome(lambda: check_key(key, LIMITS, "item 1")) == outcome(lambda: examine_key(key, LIMITS, "item 1"))
+
+
+class Name(str):
+    """Not exactly a str."""
+
+    __slots__ = ()
+
+
+class Number(enum.IntEnum):
+    """Not exactly an int."""
+
+    ONE = 1
+
+
+scalars = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(st.characters(codec=None))
+    | st.sampled_from([Colour.RED, Number.ONE, Name("x"), b"x", Decimal(1), object()])
+)
+field_names = st.text(st.characters(codec=None), max_size=5) | st.sampled_from([Colour.RED, Name("x"), 1, True, None])
+anything = st.recursive(
+    scalars,
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.tuples(inner, inner) | st.dictionaries(field_names, inner, max_size=4)
+    ),
+    max_leaves=12,
+)
+
+
+@given(anything)
+def test_a_payload_is_what_the_json_module_makes_of_it_or_refused(value: Any) -> None:
+    found = outcome(lambda: encode_payload(value, ROOMY, "item 1"))
+    if is_json(value):
+        assert found == json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+        assert f"[{found}]" == encode_payload([value], ROOMY, "item 1")  # which takes no short cut
+    else:
+        assert found.startswith("cannot take item 1: payload")
+
+
+def is_json(value: Any) -> bool:
+    """The definition, without any short cut."""
+    if isinstance(value, dict):
+        return all(isinstance(name, str) and is_json(str.__str__(name)) and is_json(value[name]) for name in value)
+    if isinstance(value, list | tuple):
+        return all(is_json(member) for member in value)
+    if isinstance(value, str):
+        return not any("\ud800" <= character <= "\udfff" for character in value)
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return value is None or (isinstance(value, int) and value.bit_length() < 10_000)
+
+
+def outcome(act: Callable[[], str]) -> str:
+    """What it returns, or how it refuses."""
+    try:
+        return act()
+    except InvalidInputError as error:
+        return str(error)
+
+
+def test_a_python_without_the_fast_encoder_encodes_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    value = {"a": [1, 1.5, 'é\0\n"', None, True, {"b": (2**70,)}]}
+    fast = encoding._json_encoder()(value)
+    monkeypatch.setattr("json.encoder.c_make_encoder", None)
+    assert encoding._json_encoder()(value) == fast
+    assert fast == json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
 # --- iterables --------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 import uuid
+from collections import Counter
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, cast
@@ -98,7 +99,7 @@ def test_outcomes_wait_while_the_database_is_read_only(postgresql_url: str, post
     with opened(postgresql_url, 2.0) as store:
         desk = Desk(store)
         batch_id = desk.start(3)
-        outcomes = Outcomes(BatchExecutionManager(desk.states), size=500, interval=0.05)
+        outcomes = Outcomes(BatchExecutionManager(desk.states), size=500, interval=0.05, held=Counter())
         for claimed in desk.claim(batch_id):
             outcomes.add(cast("RunRequest", SimpleNamespace(holder=desk.worker, claimed=claimed)), DONE)
         with read_only(postgres_server, database_of(postgresql_url)):

@@ -18,10 +18,10 @@ from sqlalchemy import literal, select, text, update
 
 from batching.database import Database, later
 from batching.errors import IllegalMoveError, UnknownBatchError
-from batching.interfaces import BatchSpec, Ending, LeaderTerm, Outcome
+from batching.interfaces import BatchSpec, Ending, LeaderTerm, Outcome, ProfileInput
 from batching.models import batches, history, leases, profiles, workers
 from batching.moves import batch as batch_moves
-from batching.moves import counters, leadership, profile, queue_order, submission, sweep
+from batching.moves import counters, leadership, profile, queue_order, submission, sweep, whole
 from batching.states import TERMINAL_BATCH_STATES, BatchState, ProfileState, StopTarget
 from tests.accounting import (
     DONE,
@@ -367,6 +367,61 @@ def test_a_producer_gets_the_key_that_another_rolled_back(desk: Desk, pool: Thre
     assert running.result().created
 
 
+WHOLE = [ProfileInput("a", "1"), ProfileInput("b", "2")]
+
+
+def test_two_producers_with_one_key_and_a_whole_batch_make_one(desk: Desk, pool: ThreadPoolExecutor) -> None:
+    spec = BatchSpec(HANDLER, "b", key="nightly")
+    made: list[str] = []
+    second = race(
+        desk,
+        pool,
+        lambda one: made.append(whole.write_whole(one, spec, WHOLE)),
+        lambda: desk.states.submit_whole(spec, WHOLE[:1]),
+    )
+    assert second.result() == (made[0], 2, False)
+    assert assert_accounted(desk.database, made[0]).pending == 2
+
+
+def test_a_whole_batch_gets_the_key_that_another_rolled_back(desk: Desk, pool: ThreadPoolExecutor) -> None:
+    spec = BatchSpec(HANDLER, "b", key="nightly")
+    with desk.database.engine.connect() as connection:
+        whole.write_whole(connection, spec, WHOLE)
+        running = pool.submit(desk.states.submit_whole, spec, WHOLE[:1])
+        eventually(lambda: waits_for_lock(desk.database))
+        connection.rollback()
+    assert running.result()[1:] == (1, True)
+    assert assert_accounted(desk.database, running.result().id).pending == 1
+
+
+def test_two_fresh_batches_for_one_key_leave_one_that_has_it(desk: Desk, pool: ThreadPoolExecutor) -> None:
+    fresh = BatchSpec(HANDLER, "b", key="nightly", replace_key=True)
+    old = desk.states.submit_whole(fresh, WHOLE).id
+    made: list[str] = []
+    second = race(
+        desk,
+        pool,
+        lambda one: made.append(whole.write_whole(one, fresh, WHOLE)),
+        lambda: desk.states.submit_whole(fresh, WHOLE),
+    )
+    answered = second.result().id
+    with desk.database.read() as connection:
+        assert list(connection.scalars(select(batches.c.id).where(batches.c.key == "nightly"))) == [answered]
+    assert answered != old
+    assert assert_accounted(desk.database, old).pending == 2
+
+
+def test_two_whole_batches_of_a_new_queue_make_it_once(desk: Desk, pool: ThreadPoolExecutor) -> None:
+    spec = BatchSpec(HANDLER, "b", queue="new")
+    second = race(
+        desk,
+        pool,
+        lambda one: whole.write_whole(one, spec, WHOLE),
+        lambda: desk.states.submit_whole(spec, WHOLE),
+    )
+    assert second.result().created
+
+
 def test_a_key_that_is_given_up_between_two_looks_is_taken(desk: Desk, pool: ThreadPoolExecutor) -> None:
     # Two producers ask for a fresh batch at once: the second waits for the first's, which then is there and sealed.
     fresh = BatchSpec(HANDLER, "b", key="nightly", replace_key=True)
@@ -390,7 +445,7 @@ def test_a_fresh_batch_for_an_old_key_never_waits_for_the_stop_of_the_old_one(
     desk.states.add_profiles(old, [])
     desk.states.seal(old)
     with desk.database.begin() as connection:
-        submission._release_key(connection, "default", "nightly")
+        submission.release_key(connection, "default", "nightly")
         stopped = pool.submit(desk.states.stop, old, StopTarget.CANCELLED, "c")
         eventually(lambda: waits_for_lock(desk.database))
         assert submission.create_batch(connection, spec).created

@@ -30,6 +30,8 @@ from workers.publisher import RedisPublisher
 
 if TYPE_CHECKING:
     from batching.interfaces import LeaderTerm
+    from batching.moves.batch import Start
+    from batching.outlook import Outlook
     from batching.settings import Settings
 
 log = structlog.get_logger("batching.manager")
@@ -58,13 +60,15 @@ class Manager:
         self._publisher = publisher
         self._state = BatchStateManager(database, max_losses=settings.max_losses)
         execution = BatchExecutionManager(self._state, publisher, max_losses=settings.max_losses)
-        self._dispatcher = Dispatcher(self._state, execution, settings)
+        self._dispatcher = Dispatcher(execution, settings)
         self._sweeper = Sweeper(self._state, execution, publisher, settings)
         self._measurer = Measurer(database)
         self._stopping = threading.Event()
         self._term: LeaderTerm | None = None
         self._renewed_at = 0.0
         self._next_sweep = 0.0
+        self._hinted = False
+        self._outlook: Outlook | None = None
 
     def stop(self) -> None:
         """Ask the loop to end; safe from a signal handler, and to call twice."""
@@ -116,12 +120,14 @@ class Manager:
             self._renewed_at = started
             self._sweeper.forget()
             self._dispatcher.forget()
+            self._outlook = None
             self._next_sweep = 0.0
         return self._term
 
     def tick(self, term: LeaderTerm) -> bool:
         """Sweep, dispatch, promote once; returns whether there is more to do at once."""
-        outlook = look(self._database, self._settings.worker_lease)
+        self._welcome(term)
+        outlook = self._outlook = look(self._database, self._settings.worker_lease)
         more = False
         if time.monotonic() >= self._next_sweep:
             self._next_sweep = time.monotonic() + SWEEP_INTERVAL
@@ -131,14 +137,27 @@ class Manager:
         more |= self._rewrite(outlook.unwritten)
         try:
             self._dispatcher.dispatch(term, outlook)
+            # Only now is it known whether those that run can fill the workers, or the next is let in.
+            started = self._dispatcher.promote(term, outlook)
         except BrokerUnavailableError as error:
             log.warning("broker is away", error=str(error))
             return False
-        # After the dispatch: only then is it known whether those that run can fill the workers, or the next is let in.
-        promoted = self._dispatcher.promote(term, outlook)
-        if promoted:
-            self._state.conclude(promoted)  # an empty batch has nothing to wait for
-        return more or bool(promoted)
+        if started:
+            self._outlook = None
+            self._conclude_empty(started)
+        return more or bool(started)
+
+    def _welcome(self, term: LeaderTerm) -> None:
+        """After a hint: what was just submitted need not wait for a look at everything, if the last one is fresh."""
+        hinted, self._hinted = self._hinted, False
+        outlook, self._outlook = self._outlook, None
+        if hinted and outlook is not None:
+            with contextlib.suppress(BrokerUnavailableError):  # the tick that follows says so
+                self._conclude_empty(self._dispatcher.welcome(term, outlook))
+
+    def _conclude_empty(self, started: list[Start]) -> None:
+        """An empty batch has nothing to wait for."""
+        self._state.conclude(each.batch_id for each in started if not each.total)
 
     def _rewrite(self, unwritten: list[str]) -> bool:
         """Write bulk moves into their rows for a slice of time; returns whether some are left."""
@@ -157,7 +176,7 @@ class Manager:
             self._stopping.wait(seconds)
             return
         try:
-            self._publisher.wait_hint(seconds)
+            self._hinted = self._publisher.wait_hint(seconds)
         except BrokerUnavailableError:
             self._stopping.wait(seconds)
 

@@ -5,26 +5,25 @@ Each works on a batch whose row is locked; `conclude` is the only place that dec
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from sqlalchemy import null, or_, select, update
+from sqlalchemy import exists, null, or_, select, update
 
 from batching.database import later, now
 from batching.errors import IllegalMoveError
 from batching.interfaces import Requeue
 from batching.models import batches, queues
-from batching.moves import bulk, counters, queue_order
-from batching.moves.profile import leads
-from batching.moves.rows import BatchRow, lock_batch, move_batch, read_batches, remember
+from batching.moves import bulk, counters, profile, queue_order
+from batching.moves.rows import BatchRow, leads, lock_batch, lock_next, move_batch, read_batches, remember
 from batching.policies import allowed_failures, pass_delay
 from batching.states import TERMINAL_BATCH_STATES, BatchState, BulkMove, StopTarget, stronger
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection
 
     from sqlalchemy import Connection
 
-    from batching.interfaces import LeaderTerm
+    from batching.interfaces import Dispatch, Lane, LeaderTerm
     from batching.moves.counters import Counts
 
 _STOP_EFFECT = {
@@ -45,24 +44,63 @@ def promote(
 
     Settles the race of two leaders: the row is locked and skipped by the other, and the epoch guards the write.
     """
-    if connection.scalar(select(queues.c.paused).where(queues.c.name == queue)):
+    batch = _promote(connection, queue, term, handlers)
+    return None if batch is None else batch.id
+
+
+class Start(NamedTuple):
+    """A batch that was promoted, and what was dispatched of it in the same transaction."""
+
+    batch_id: str
+    total: int
+    lane: Lane
+    dispatches: list[Dispatch]
+
+
+def start(
+    connection: Connection,
+    queue: str,
+    term: LeaderTerm,
+    handlers: Collection[str] | None,
+    room: Callable[[BatchRow], int],
+    max_losses: int,
+) -> Start | None:
+    """Promote the next batch in line, and dispatch the first of its profiles at once: one transaction instead of two.
+
+    Settles what `promote` and `profile.dispatch` settle. The batch's row is locked, and every bulk move locks it first,
+    so this writer needs no ticket; its counter row is only made.
+
+    Args:
+        connection: In a write transaction.
+        queue: Whose line.
+        term: The leader's.
+        handlers: As for `promote`.
+        room: How many profiles of the batch there is room for.
+        max_losses: As for `profile.dispatch`.
+    """
+    batch = _promote(connection, queue, term, handlers)
+    if batch is None:
         return None
-    batch_id: str | None = connection.scalar(
-        select(batches.c.id)
-        .where(
-            batches.c.queue == queue,
-            batches.c.state == BatchState.QUEUED,
-            or_(batches.c.not_before.is_(None), batches.c.not_before <= now()),
-            leads(term),
-            *([] if handlers is None else [batches.c.handler.in_(sorted(handlers))]),
-        )
-        .order_by(batches.c.urgent.desc(), batches.c.priority.desc(), batches.c.position, batches.c.id)
-        .limit(1)
-        .with_for_update(skip_locked=True, key_share=True)
+    lane, limit = batch.terms.lane, room(batch)
+    dispatches: list[Dispatch] = []
+    if limit > 0:
+        counters.open_row(connection, batch.id, term.holder)
+        dispatches = profile.dispatch_some(connection, batch.id, limit, term, lane, max_losses)
+    return Start(batch.id, batch.total, lane, dispatches)
+
+
+def _promote(connection: Connection, queue: str, term: LeaderTerm, handlers: Collection[str] | None) -> BatchRow | None:
+    batch = lock_next(
+        connection,
+        batches.c.queue == queue,
+        batches.c.state == BatchState.QUEUED,
+        or_(batches.c.not_before.is_(None), batches.c.not_before <= now()),
+        ~exists().where(queues.c.name == queue, queues.c.paused),
+        leads(term),
+        *([] if handlers is None else [batches.c.handler.in_(sorted(handlers))]),
     )
-    if batch_id is None:
+    if batch is None:
         return None
-    batch = lock_batch(connection, batch_id)
     move_batch(
         connection,
         batch,
@@ -72,7 +110,7 @@ def promote(
         not_before=null(),
         started_at=now() if batch.pass_number == 1 else batches.c.started_at,
     )
-    return batch_id
+    return batch
 
 
 def request_promotion(connection: Connection, batch_id: str) -> BatchState:

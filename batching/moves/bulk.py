@@ -91,7 +91,7 @@ def _rewrite_step(connection: Connection, batch: BatchRow, move: BulkMove, gener
         else:
             # In whatever order its index leads: sorted by number, each step would read all that is left.
             numbers = select(profiles.c.number).where(_concerned(batch.id, generation, source), leading).limit(limit)
-            chosen = among(connection, profiles.c.number, numbers)
+            chosen = among(connection.dialect.name, numbers)
         written = connection.execute(
             update(profiles)
             .where(_concerned(batch.id, generation, source), chosen)

@@ -9,19 +9,25 @@ PostgreSQL lets new share locks pass a waiting exclusive one, so a busy fleet co
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sqlalchemy import func, insert, literal, select, update
+from sqlalchemy import Integer, bindparam, func, insert, literal, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
+from batching.database import Identifier
 from batching.models import NOBODY, batches, counters
+from batching.parameters import is_among
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
-    from sqlalchemy import Connection
+    from sqlalchemy import Connection, Select
+    from sqlalchemy.sql.dml import ReturningInsert
 
     from batching.states import ProfileState
+
+_WRITER = bindparam("writer", type_=Identifier())
 
 
 class Counts(NamedTuple):
@@ -53,31 +59,65 @@ def take_ticket(connection: Connection, writer_id: str, batch_ids: Collection[st
     """Lock this writer's counter rows of these batches, in id order; make those that are missing.
 
     Settles the race between a writer of profiles and a bulk move (pause, cancel, next pass, …) of the same batch: one
-    waits for the other. A missing row is made under a share lock of the batch, which a bulk move excludes; and before
-    any counter row is locked, so that no cycle of waits can form.
+    waits for the other. Whoever holds the ticket must read the batch in a *later* statement: this one may have waited
+    for a bulk move, and would see the batch as it was before.
+
+    One statement, when all rows are there. When one is missing it locks nothing at all; the row is then made under a
+    share lock of the batch, which a bulk move excludes, and only afterwards is any counter row locked: a bulk move
+    locks the batch first and then waits for counter rows, so the other order could close a cycle of waits. A row that
+    goes between the look and its lock was folded into a finished batch, in which nothing is left to move.
 
     Returns:
         The batches that exist.
     """
     wanted = sorted(set(batch_ids))
-    ours = (counters.c.worker_id == writer_id) & counters.c.batch_id.in_(wanted)
-    have = set(connection.scalars(select(counters.c.batch_id).where(ours)))
-    missing = [batch_id for batch_id in wanted if batch_id not in have]
-    if missing:
-        have |= _open_rows(connection, writer_id, missing)
-    locked = connection.scalars(select(counters.c.batch_id).where(ours).order_by(counters.c.batch_id).with_for_update())
-    return set(locked) & have
+    parameters = {"writer": writer_id, "wanted": wanted, "number": len(wanted)}
+    locked: set[str] = set(connection.scalars(_lock_if_all_there(connection.dialect.name), parameters))
+    if locked or not wanted:
+        return locked
+    if len(wanted) == 1:
+        only = {"writer": writer_id, "batch": wanted[0]}
+        return set(connection.scalars(_open_and_lock(connection.dialect.name), only))
+    _open_rows(connection, writer_id, wanted)
+    return set(connection.scalars(_lock(connection.dialect.name), parameters))
 
 
-def _open_rows(connection: Connection, writer_id: str, batch_ids: list[str]) -> set[str]:
-    existing = list(
-        connection.scalars(
-            select(batches.c.id).where(batches.c.id.in_(batch_ids)).order_by(batches.c.id).with_for_update(read=True)
-        )
-    )
-    for batch_id in existing:
+@lru_cache
+def _open_and_lock(dialect: str) -> ReturningInsert[Any]:
+    """For one batch, its share lock, the row and the row's lock come in that order within one statement."""
+    build = postgresql if dialect == "postgresql" else sqlite
+    batch = select(batches.c.id, _WRITER).where(batches.c.id == bindparam("batch", type_=Identifier()))
+    opened: Any = build.insert(counters).from_select(["batch_id", "worker_id"], batch.with_for_update(read=True))
+    key = [counters.c.batch_id, counters.c.worker_id]
+    locked: ReturningInsert[Any] = opened.on_conflict_do_update(
+        index_elements=key, set_={"late": counters.c.late}
+    ).returning(counters.c.batch_id)
+    return locked
+
+
+@lru_cache
+def _lock(dialect: str) -> Select[Any]:
+    ours = (counters.c.worker_id == _WRITER) & is_among(dialect, counters.c.batch_id, "wanted")
+    return select(counters.c.batch_id).where(ours).order_by(counters.c.batch_id).with_for_update()
+
+
+@lru_cache
+def _lock_if_all_there(dialect: str) -> Select[Any]:
+    seen = counters.alias("seen")
+    ours = (seen.c.worker_id == _WRITER) & is_among(dialect, seen.c.batch_id, "wanted")
+    there = select(func.count()).select_from(seen).where(ours).scalar_subquery()
+    return _lock(dialect).where(there == bindparam("number", type_=Integer()))
+
+
+def _open_rows(connection: Connection, writer_id: str, batch_ids: list[str]) -> None:
+    existing = select(batches.c.id).where(batches.c.id.in_(batch_ids)).order_by(batches.c.id).with_for_update(read=True)
+    for batch_id in list(connection.scalars(existing)):
         _insert_missing(connection, batch_id, writer_id)
-    return set(existing)
+
+
+def open_row(connection: Connection, batch_id: str, writer_id: str) -> None:
+    """Make a writer's row of a batch whose own row is locked."""
+    _insert_missing(connection, batch_id, writer_id)
 
 
 def _insert_missing(connection: Connection, batch_id: str, writer_id: str) -> None:
@@ -119,14 +159,27 @@ def read(connection: Connection, batch_id: str) -> Counts:
 
 def read_many(connection: Connection, batch_ids: Collection[str]) -> dict[str, Counts]:
     """The sums of several batches; a batch without rows counts nothing."""
-    columns = [func.coalesce(func.sum(counters.c[name]), literal(0)) for name in Counts._fields]
-    rows = connection.execute(
-        select(counters.c.batch_id, *columns)
-        .where(counters.c.batch_id.in_(list(batch_ids)))
+    rows = connection.execute(_read_many(connection.dialect.name), {"wanted": batch_ids})
+    sums = {row[0]: Counts(*map(int, row[1:])) for row in rows}
+    return {batch_id: sums.get(batch_id, Counts()) for batch_id in batch_ids}
+
+
+_SUMS = [func.coalesce(func.sum(counters.c[name]), literal(0)).label(f"sum_{name}") for name in Counts._fields]
+
+
+@lru_cache
+def _read_many(dialect: str) -> Select[Any]:
+    return (
+        select(counters.c.batch_id, *_SUMS)
+        .where(is_among(dialect, counters.c.batch_id, "wanted"))
         .group_by(counters.c.batch_id)
     )
-    sums = {row[0]: Counts(*(int(value) for value in row[1:])) for row in rows}
-    return {batch_id: sums.get(batch_id, Counts()) for batch_id in batch_ids}
+
+
+def with_sums(chosen: Select[Any]) -> Select[Any]:
+    """A query of batches with the sums of each behind its columns, in the order of `Counts`: one snapshot of both."""
+    joined = chosen.add_columns(*_SUMS).join_from(batches, counters, counters.c.batch_id == batches.c.id, isouter=True)
+    return joined.group_by(batches.c.id)
 
 
 def fold(connection: Connection, batch_id: str) -> None:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 from sqlalchemy import delete, insert, literal, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from batching.database import later, now
+from batching.database import age, later, now
 from batching.interfaces import LeaderTerm, WorkerInfo
 from batching.models import leases, queues, workers
-from batching.moves.profile import LEADER
+from batching.moves.rows import LEADER
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -97,10 +97,10 @@ def unregister(connection: Connection, worker_id: str, last_seen: datetime | Non
     return connection.execute(delete(workers).where(*condition)).rowcount == 1
 
 
-def capabilities(connection: Connection) -> list[WorkerInfo]:
-    """The registered workers that take new work."""
+def capabilities(connection: Connection, lease: float) -> list[WorkerInfo]:
+    """The registered workers that take new work and have shown a sign of life within so many seconds."""
     names = [workers.c[name] for name in WorkerInfo._fields]
-    rows = connection.execute(select(*names).where(workers.c.draining.is_(False)))
+    rows = connection.execute(select(*names).where(workers.c.draining.is_(False), age(workers.c.heartbeat_at) < lease))
     return [
         WorkerInfo(**(dict(row._mapping) | {"handlers": tuple(row.handlers), "queues": tuple(row.queues)}))  # noqa: SLF001
         for row in rows

@@ -1,7 +1,7 @@
 """The moves of profiles: dispatch, claim, settle. Always in groups, each group in one guarded statement.
 
-Every function first takes its writer's ticket (see `counters`), then looks at the batches, then moves rows, then counts
-exactly the rows that the database says it moved.
+Every function first takes its writer's ticket (see `counters`), then moves and counts rows with one statement that also
+looks at the batches (see `statements`): exactly the rows that the database says it moved are counted.
 """
 
 from __future__ import annotations
@@ -9,56 +9,23 @@ from __future__ import annotations
 import json
 from collections import Counter, defaultdict
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sqlalchemy import (
-    Double,
-    Integer,
-    SmallInteger,
-    String,
-    Text,
-    Update,
-    bindparam,
-    case,
-    cast,
-    exists,
-    insert,
-    null,
-    or_,
-    select,
-    update,
-)
+from sqlalchemy import exists, insert, select
 
-from batching.database import Identifier, encode_rows, later, now, rows_from_json
-from batching.interfaces import Claimed, ClaimResult, Dispatch, RunId, Settlement, SettleResult
-from batching.models import attempts, leases, profiles
-from batching.moves import counters
-from batching.moves.rows import BatchRow, among, read_batches
-from batching.states import BatchState, ProfileState, StopTarget
+from batching.interfaces import Claimed, ClaimResult, Dispatch, RunId, SettleResult, Terms
+from batching.models import attempts, batches, profiles
+from batching.moves import counters, statements
+from batching.moves.rows import read_constants
+from batching.parameters import encode_rows, is_among
+from batching.states import BatchState, ProfileState
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
-    from sqlalchemy import ColumnElement, Connection
-    from sqlalchemy.types import TypeEngine
+    from sqlalchemy import Connection, Row, Select
 
-    from batching.interfaces import LeaderTerm
-
-_WORKER = bindparam("worker", type_=Identifier())
-_HOLDER = bindparam("holder", type_=Identifier())
-
-#: The name of the one lease, until there is a leader per queue.
-LEADER = "leader"
-
-
-#: The clock, read once for the whole statement: rows that are published together must not seem to overtake each other,
-#: in whatever order the statement meets them.
-AT_ONCE = select(now()).scalar_subquery()
-
-
-def leads(term: LeaderTerm) -> ColumnElement[bool]:
-    """True while this epoch is the lease's: a leader that was replaced writes nothing."""
-    return exists().where(leases.c.name == LEADER, leases.c.holder == term.holder, leases.c.epoch == term.epoch)
+    from batching.interfaces import ErrorInfo, Lane, LeaderTerm, Settlement
 
 
 def dispatch(connection: Connection, batch_id: str, limit: int, term: LeaderTerm, max_losses: int) -> list[Dispatch]:
@@ -70,57 +37,28 @@ def dispatch(connection: Connection, batch_id: str, limit: int, term: LeaderTerm
     """
     if batch_id not in counters.take_ticket(connection, term.holder, [batch_id]):
         return []
-    batch = read_batches(connection, [batch_id])[batch_id]
-    if batch.state is not BatchState.RUNNING or batch.rewritten != batch.generation:
-        return []
-    due = (
-        select(profiles.c.number)
-        .where(
-            profiles.c.batch_id == batch_id,
-            profiles.c.dispatched_at.is_(None),
-            profiles.c.finished_at.is_(None),
-            or_(profiles.c.not_before.is_(None), profiles.c.not_before <= now()),
-        )
-        .order_by(profiles.c.number)
-        .limit(limit)
-    )
-    moved = connection.execute(
-        update(profiles)
-        .where(
-            profiles.c.batch_id == batch_id,
-            among(connection, profiles.c.number, due),
-            profiles.c.state == ProfileState.PENDING,
-            leads(term),
-        )
-        .values(
-            state=ProfileState.DISPATCHED,
-            generation=batch.generation,
-            attempts=case((profiles.c.pass_number == batch.pass_number, profiles.c.attempts), else_=0),
-            pass_number=batch.pass_number,
-            republished=0,
-            not_before=null(),
-            dispatched_at=AT_ONCE,
-        )
-        .returning(*DISPATCHED)
-    ).all()
-    counters.add(connection, batch_id, term.holder, {"pending": -len(moved), "dispatched": len(moved)})
-    return sorted((as_dispatch(row, batch, max_losses) for row in moved), key=lambda each: each.run.number)
+    lane = read_constants(connection, [batch_id])[batch_id].lane
+    return dispatch_some(connection, batch_id, limit, term, lane, max_losses)
 
 
-#: The columns that `as_dispatch` reads.
-DISPATCHED = (profiles.c.number, profiles.c.run, profiles.c.key, profiles.c.attempts, profiles.c.losses)
+def dispatch_some(
+    connection: Connection, batch_id: str, limit: int, term: LeaderTerm, lane: Lane, max_losses: int
+) -> list[Dispatch]:
+    """What `dispatch` does once it holds the ticket, or the lock of the batch itself."""
+    dialect, writer = connection.dialect.name, term.holder
+    parameters = {"batch": batch_id, "limit": limit, "writer": writer, "epoch": term.epoch}
+    moved = connection.execute(statements.dispatch(dialect), parameters).all()
+    if moved and dialect != "postgresql":
+        counters.add(connection, batch_id, writer, {"pending": -len(moved), "dispatched": len(moved)})
+    return as_dispatches(moved, batch_id, lane, max_losses)
 
 
-def as_dispatch(row: Any, batch: BatchRow, max_losses: int) -> Dispatch:
-    """What to publish for a dispatched row: it offers the run that a claim will grant."""
-    return Dispatch(
-        RunId(batch.id, row.number, row.run + 1),
-        row.key,
-        batch.terms.lane,
-        row.attempts + 1,
-        batch.pass_number,
-        row.losses >= max_losses,
-    )
+def as_dispatches(rows: Iterable[Any], batch_id: str, lane: Lane, max_losses: int) -> list[Dispatch]:
+    """What to publish for rows of `statements.DISPATCHED`: each offers the run that a claim will grant."""
+    return [
+        Dispatch(RunId(batch_id, number, run + 1), key, lane, used + 1, pass_number, losses >= max_losses)
+        for number, run, key, used, losses, pass_number in sorted(map(tuple, rows))
+    ]
 
 
 def claim(connection: Connection, worker_id: str, runs: Sequence[RunId]) -> ClaimResult:
@@ -129,74 +67,38 @@ def claim(connection: Connection, worker_id: str, runs: Sequence[RunId]) -> Clai
     Settles the race of two workers for one run (a message delivered twice): the row is `dispatched` at that run for
     the first of them only. And the race of a claim with a stop: the ticket, the batch's state and its generation.
     """
-    offered = sorted(set(runs))
-    known = counters.take_ticket(connection, worker_id, {run.batch_id for run in offered})
-    running = {
-        batch.id: batch for batch in read_batches(connection, known).values() if batch.state is BatchState.RUNNING
-    }
-    rows = [
-        (run.batch_id, run.number, run.run - 1, running[run.batch_id].generation)
-        for run in offered
-        if run.batch_id in running
-    ]
-    won = _claim_rows(connection, worker_id, rows, running) if rows else []
-    deltas = Counter(each.run.batch_id for each in won)
-    refused = Counter(run.batch_id for run in offered if run.batch_id in known)
-    for batch_id in sorted(known):
-        granted = deltas[batch_id]
-        counters.add(
-            connection,
-            batch_id,
-            worker_id,
-            {"dispatched": -granted, "running": granted, "duplicates": refused[batch_id] - granted},
-        )
+    dialect = connection.dialect.name
+    known = counters.take_ticket(connection, worker_id, {run.batch_id for run in runs})
+    offered = [run for run in sorted(set(runs)) if run.batch_id in known]
+    if not offered:
+        return ClaimResult([], len(runs))
+    parameters = encode_rows(dialect, "offers", statements.OFFERS, offered)
+    moved = connection.execute(statements.claim(dialect), {**parameters, "wanted": known, "writer": worker_id}).all()
+    if dialect != "postgresql":
+        _count_claimed(connection, worker_id, offered, moved)
+    won = _as_claimed(connection, moved)
     return ClaimResult(won, len(runs) - len(won))
 
 
-_CLAIM_COLUMNS: dict[str, TypeEngine[Any]] = {
-    "batch_id": Identifier(),
-    "number": Integer(),
-    "run": Integer(),
-    "generation": Integer(),
-}
-
-
-@lru_cache
-def _claim_statement(dialect: str) -> Update:
-    offers = rows_from_json(dialect, "offers", _CLAIM_COLUMNS)
-    return (
-        update(profiles)
-        .where(
-            profiles.c.batch_id == offers.c.batch_id,
-            profiles.c.number == offers.c.number,
-            profiles.c.run == offers.c.run,
-            profiles.c.generation == offers.c.generation,
-            profiles.c.state == ProfileState.DISPATCHED,
-        )
-        .values(state=ProfileState.RUNNING, run=profiles.c.run + 1, worker_id=_WORKER, started_at=now())
-        .returning(
-            profiles.c.batch_id,
-            profiles.c.number,
-            profiles.c.run,
-            profiles.c.key,
-            profiles.c.payload,
-            profiles.c.attempts,
-            profiles.c.losses,
-        )
-    )
-
-
-def _claim_rows(
-    connection: Connection, worker_id: str, rows: list[tuple[str, int, int, int]], running: dict[str, BatchRow]
-) -> list[Claimed]:
-    statement = _claim_statement(connection.dialect.name)
-    moved = connection.execute(statement, {"offers": encode_rows(list(_CLAIM_COLUMNS), rows), "worker": worker_id})
-    terms = {batch.id: batch.terms for batch in running.values()}
-    won = [
-        Claimed(RunId(batch_id, number, run), key, payload, attempts_used + 1, losses, terms[batch_id])
-        for batch_id, number, run, key, payload, attempts_used, losses in moved
+def _as_claimed(connection: Connection, rows: Sequence[Any]) -> list[Claimed]:
+    passes = {(row.batch_id, row.pass_number) for row in rows}
+    constants = read_constants(connection, {batch_id for batch_id, _ in passes})
+    terms = {
+        (batch_id, number): Terms(constants[batch_id].lane, number, constants[batch_id].options)
+        for batch_id, number in passes
+    }
+    return [
+        Claimed(RunId(batch_id, number, run), key, payload, used + 1, losses, terms[batch_id, pass_number])
+        for batch_id, number, run, key, payload, used, losses, pass_number in sorted(map(tuple, rows))
     ]
-    return sorted(won, key=lambda each: each.run)
+
+
+def _count_claimed(connection: Connection, worker_id: str, offered: list[RunId], moved: Sequence[Row[Any]]) -> None:
+    won = Counter(row.batch_id for row in moved)
+    for batch_id, number in Counter(run.batch_id for run in offered).items():
+        granted = won[batch_id]
+        deltas = {"dispatched": -granted, "running": granted, "duplicates": number - granted}
+        counters.add(connection, batch_id, worker_id, deltas)
 
 
 def settle(connection: Connection, writer_id: str, holder_id: str, settlements: Sequence[Settlement]) -> SettleResult:
@@ -211,104 +113,90 @@ def settle(connection: Connection, writer_id: str, holder_id: str, settlements: 
         holder_id: The worker that holds the runs.
         settlements: The first of each run counts; a run that ends twice in one group is written once.
     """
-    ordered = sorted({each.run: each for each in reversed(settlements)}.values(), key=lambda each: each.run)
-    known = counters.take_ticket(connection, writer_id, {each.run.batch_id for each in ordered})
-    batches_ = read_batches(connection, known)
-    targets = {each.run: _under(each, batches_[each.run.batch_id]) for each in ordered if each.run.batch_id in known}
-    rows = [_settle_row(each, targets[each.run], batches_) for each in ordered if each.run in targets]
-    moved = {}
-    if rows:
-        statement = _settle_statement(connection.dialect.name)
-        parameters = {"outcomes": encode_rows(list(_SETTLE_COLUMNS), rows), "holder": holder_id}
-        for row in connection.execute(statement, parameters):
-            moved[RunId(row.batch_id, row.number, row.run)] = row.started_at
-    applied = [each for each in ordered if each.run in moved]
+    ends = {each.run: each for each in reversed(settlements)}
+    known = counters.take_ticket(connection, writer_id, {run.batch_id for run in ends})
+    standing = [ends[run] for run in sorted(ends) if run.batch_id in known]
+    late: list[RunId] = []
+    stopping: frozenset[str] = frozenset()
+    if standing:
+        write = _settle_at_once if connection.dialect.name == "postgresql" else _settle_in_steps
+        parameters = {"wanted": known, "writer": writer_id, "holder": holder_id}
+        late, stopping = write(connection, parameters, standing)
+    if len(standing) < len(ends):
+        late = sorted({*late, *(run for run in ends if run.batch_id not in known)})
+    if not late:
+        return SettleResult([each.run for each in standing], [], stopping)
+    over = set(late)
+    return SettleResult([each.run for each in standing if each.run not in over], late, stopping)
+
+
+def _settle_at_once(
+    connection: Connection, parameters: dict[str, Any], ordered: list[Settlement]
+) -> tuple[list[RunId], frozenset[str]]:
+    """Move, count and remember in one statement; returns what was late, and the batches that are stopping."""
+    unusual = sorted(_write_settlements(connection, parameters, ordered))
+    late = [ordered[place - 1].run for place, _, is_late in unusual if is_late]
+    return late, frozenset(ordered[place - 1].run.batch_id for place, stopping, _ in unusual if stopping)
+
+
+def _settle_in_steps(
+    connection: Connection, parameters: dict[str, Any], ordered: list[Settlement]
+) -> tuple[list[RunId], frozenset[str]]:
+    """The same for SQLite: its one write lock is held, so that nobody comes between the steps."""
+    moved = {RunId(*row[:3]): row[3:] for row in _write_settlements(connection, parameters, ordered)}
     late = [each.run for each in ordered if each.run not in moved]
-    _remember_attempts(connection, holder_id, applied, targets, moved)
-    _count_settled(connection, writer_id, applied, late, targets, known)
-    stopping = frozenset(batch.id for batch in batches_.values() if batch.state is BatchState.STOPPING)
-    return SettleResult([each.run for each in applied], late, stopping)
+    applied = [_Applied(each, *moved[each.run]) for each in ordered if each.run in moved]
+    _remember_attempts(connection, parameters["holder"], applied)
+    _count_settled(connection, parameters["writer"], applied, late)
+    return late, frozenset(connection.scalars(_stopping(connection.dialect.name), parameters))
 
 
-def _under(settlement: Settlement, batch: BatchRow) -> ProfileState:
-    """Where a profile really goes: what would wait again in a batch that is cancelled or expires, ends with it."""
-    if settlement.state is ProfileState.PENDING and batch.state is BatchState.STOPPING:
-        if batch.target is StopTarget.CANCELLED:
-            return ProfileState.CANCELLED
-        if batch.target is StopTarget.EXPIRED:
-            return ProfileState.EXPIRED
-    return settlement.state
+def _write_settlements(connection: Connection, parameters: dict[str, Any], ordered: list[Settlement]) -> Sequence[Any]:
+    dialect = connection.dialect.name
+    successes = all(each.state is ProfileState.SUCCEEDED for each in ordered)
+    columns, encode = (statements.SUCCESSES, _success) if successes else (statements.OUTCOMES, _outcome)
+    outcomes = encode_rows(dialect, "outcomes", columns, [encode(each) for each in ordered])
+    return connection.execute(statements.settle(dialect, successes=successes), {**outcomes, **parameters}).all()
 
 
-_SETTLE_COLUMNS: dict[str, TypeEngine[Any]] = {
-    "batch_id": Identifier(),
-    "number": Integer(),
-    "run": Integer(),
-    "state": String(12),
-    "generation": Integer(),
-    "result": Text(),
-    "error": Text(),
-    "fingerprint": String(16),
-    "delay": Double(),
-    "charge": SmallInteger(),
-    "losses": SmallInteger(),
-}
+def _success(settlement: Settlement) -> tuple[Any, ...]:
+    return (*settlement.run, settlement.result)
 
 
-def _settle_row(settlement: Settlement, state: ProfileState, batches_: dict[str, BatchRow]) -> tuple[Any, ...]:
+def _outcome(settlement: Settlement) -> tuple[Any, ...]:
+    """A row of `statements.OUTCOMES`."""
     error = settlement.error
     return (
-        settlement.run.batch_id,
-        settlement.run.number,
-        settlement.run.run,
-        state.value,
-        batches_[settlement.run.batch_id].generation,
+        *settlement.run,
         settlement.result,
+        settlement.state.value,
+        settlement.label,
+        settlement.pass_number,
+        settlement.attempt,
         encode_error(error),
-        (error.fingerprint if error is not None else "unknown") if state is ProfileState.FAILED else None,
-        settlement.delay if state is ProfileState.PENDING else None,
+        None if error is None else error.fingerprint,
+        settlement.delay,
         settlement.charge,
         settlement.losses,
+        int(settlement.fails_pass),
     )
 
 
 @lru_cache
-def _settle_statement(dialect: str) -> Update:
-    outcomes = rows_from_json(dialect, "outcomes", _SETTLE_COLUMNS)
-    waits = outcomes.c.state == ProfileState.PENDING.value
-    return (
-        update(profiles)
-        .where(
-            profiles.c.batch_id == outcomes.c.batch_id,
-            profiles.c.number == outcomes.c.number,
-            profiles.c.run == outcomes.c.run,
-            profiles.c.state == ProfileState.RUNNING,
-            profiles.c.worker_id == _HOLDER,
-        )
-        .values(
-            state=outcomes.c.state,
-            generation=outcomes.c.generation,
-            result=outcomes.c.result,
-            error=outcomes.c.error,
-            fingerprint=outcomes.c.fingerprint,
-            attempts=profiles.c.attempts + cast(outcomes.c.charge, SmallInteger),
-            losses=case((outcomes.c.charge == 1, 0), else_=profiles.c.losses + cast(outcomes.c.losses, SmallInteger)),
-            not_before=later(outcomes.c.delay),
-            dispatched_at=null(),
-            worker_id=case((waits, null()), else_=profiles.c.worker_id),
-            finished_at=case((waits, null()), else_=now()),
-        )
-        .returning(profiles.c.batch_id, profiles.c.number, profiles.c.run, profiles.c.started_at)
-    )
+def _stopping(dialect: str) -> Select[tuple[str]]:
+    return select(batches.c.id).where(batches.c.state == BatchState.STOPPING, is_among(dialect, batches.c.id, "wanted"))
 
 
-def _remember_attempts(
-    connection: Connection,
-    holder_id: str,
-    applied: list[Settlement],
-    targets: dict[RunId, ProfileState],
-    started: dict[RunId, Any],
-) -> None:
+class _Applied(NamedTuple):
+    """A settlement that applied."""
+
+    settlement: Settlement
+    state: str
+    """Where the profile really went."""
+    started_at: Any
+
+
+def _remember_attempts(connection: Connection, holder_id: str, applied: Sequence[_Applied]) -> None:
     """A success is the profile's own row; every other end of a run is kept here."""
     ended = [
         {
@@ -317,36 +205,31 @@ def _remember_attempts(
             "run": each.run.run,
             "pass_number": each.pass_number,
             "attempt": each.attempt,
-            "outcome": each.label if targets[each.run] is each.state else targets[each.run].value,
+            "outcome": each.label if state == each.state else state,
             "worker_id": holder_id,
-            "started_at": started[each.run],
+            "started_at": started_at,
             "error": encode_error(each.error),
             "fingerprint": each.error.fingerprint if each.error else None,
         }
-        for each in applied
-        if targets[each.run] is not ProfileState.SUCCEEDED
+        for each, state, started_at in applied
+        if state != ProfileState.SUCCEEDED
     ]
     if ended:
         connection.execute(insert(attempts), ended)
 
 
 def _count_settled(
-    connection: Connection,
-    writer_id: str,
-    applied: list[Settlement],
-    late: list[RunId],
-    targets: dict[RunId, ProfileState],
-    known: set[str],
+    connection: Connection, writer_id: str, applied: Sequence[_Applied], late: Collection[RunId]
 ) -> None:
     deltas: dict[str, Counter[str]] = defaultdict(Counter)
-    for each in applied:
+    for each, state, _ in applied:
         counts = deltas[each.run.batch_id]
         counts["running"] -= 1
-        counts[targets[each.run].value] += 1
+        counts[state] += 1
         counts["aborts"] += each.fails_pass
     for run in late:
         deltas[run.batch_id]["late"] += 1
-    for batch_id in sorted(known & deltas.keys()):
+    for batch_id in sorted(deltas):
         counters.add(connection, batch_id, writer_id, deltas[batch_id])
 
 
@@ -385,6 +268,6 @@ def running_of(connection: Connection, worker_id: str) -> list[tuple[RunId, int,
     return [(RunId(row.batch_id, row.number, row.run), row.attempts, row.losses, row.pass_number) for row in rows]
 
 
-def encode_error(error: Any) -> str | None:
+def encode_error(error: ErrorInfo | None) -> str | None:
     """An `ErrorInfo` as stored."""
     return None if error is None else json.dumps(error._asdict(), ensure_ascii=False, separators=(",", ":"))

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import uuid
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sqlalchemy import any_, func, insert, select, update
+from sqlalchemy import any_, exists, func, insert, literal_column, select, update
 
 from batching.errors import IllegalMoveError, UnknownBatchError
 from batching.interfaces import BatchOptions, Lane, Terms
-from batching.models import batches, history
+from batching.models import batches, history, leases, profiles
+from batching.moves import counters
+from batching.moves.counters import Counts
+from batching.parameters import is_among
 from batching.states import BATCH_MOVES, BatchState, StopTarget
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterable, Sequence
 
-    from sqlalchemy import ColumnElement, Connection, Row, Select
+    from sqlalchemy import ColumnElement, Connection, Select, TextClause
+
+    from batching.interfaces import LeaderTerm
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +51,21 @@ class BatchRow:
         return Terms(Lane(self.queue, self.handler), self.pass_number, self.options)
 
 
-_COLUMNS = [batches.c[name] for name in BatchRow.__dataclass_fields__]
+#: The name of the one lease, until there is a leader per queue.
+LEADER = "leader"
 
 
-def _as_batch(row: Row[Any]) -> BatchRow:
-    values = dict(row._mapping)  # noqa: SLF001 - SQLAlchemy's public name for it
+def leads(term: LeaderTerm) -> ColumnElement[bool]:
+    """True while this epoch is the lease's: a leader that was replaced writes nothing."""
+    return exists().where(leases.c.name == LEADER, leases.c.holder == term.holder, leases.c.epoch == term.epoch)
+
+
+BATCH_COLUMNS = [batches.c[name] for name in BatchRow.__dataclass_fields__]
+
+
+def as_batch(row: Sequence[Any]) -> BatchRow:
+    """A row of `BATCH_COLUMNS`."""
+    values = dict(zip(BatchRow.__dataclass_fields__, row, strict=True))
     values["state"] = BatchState(values["state"])
     values["target"] = StopTarget(values["target"]) if values["target"] else None
     values["options"] = BatchOptions.from_dict(values["options"])
@@ -67,11 +83,23 @@ def lock_batch(connection: Connection, batch_id: str) -> BatchRow:
     """
     check_id(batch_id)
     row = connection.execute(
-        select(*_COLUMNS).where(batches.c.id == batch_id).with_for_update(key_share=True)
+        select(*BATCH_COLUMNS).where(batches.c.id == batch_id).with_for_update(key_share=True)
     ).one_or_none()
     if row is None or row.state == BatchState.LOADING:
         raise _unknown(batch_id)
-    return _as_batch(row)
+    return as_batch(row)
+
+
+def lock_next(connection: Connection, *conditions: ColumnElement[bool]) -> BatchRow | None:
+    """Lock the first batch in line that meets the conditions, as `lock_batch` does; what others lock is passed over."""
+    row = connection.execute(
+        select(*BATCH_COLUMNS)
+        .where(*conditions)
+        .order_by(batches.c.urgent.desc(), batches.c.priority.desc(), batches.c.position, batches.c.id)
+        .limit(1)
+        .with_for_update(skip_locked=True, key_share=True)
+    ).one_or_none()
+    return None if row is None else as_batch(row)
 
 
 def check_id(batch_id: str) -> None:
@@ -92,21 +120,81 @@ def _unknown(batch_id: str) -> UnknownBatchError:
     return UnknownBatchError(f"there is no batch {batch_id}; `batching list` shows those there are")
 
 
-def among(connection: Connection, column: ColumnElement[int], numbers: Select[Any]) -> ColumnElement[bool]:
-    """`column IN (numbers)`, with the numbers found first.
+def among(dialect: str, numbers: Select[Any]) -> ColumnElement[bool]:
+    """Whether a profile is one of those that a query of `profiles.number`, of one batch, finds first.
 
-    PostgreSQL would be free to join the two instead, and while it has no statistics about a table that has just been
-    filled, it pairs each row with each: seconds for what takes milliseconds.
+    PostgreSQL is told where the rows lie instead of their numbers: while it has no statistics about a table that has
+    just been filled, it would look at all profiles of the batch for them, or pair each row with each. A row that moves
+    away in that moment, because somebody else writes it, is no longer what the query asked for either.
     """
-    if connection.dialect.name == "postgresql":
-        return column == any_(func.array(numbers.scalar_subquery()))
-    return column.in_(numbers)
+    if dialect == "postgresql":
+        return _lies_at == any_(func.array(numbers.with_only_columns(_lies_at).scalar_subquery()))
+    return profiles.c.number.in_(numbers)
+
+
+#: Where a row lies (https://www.postgresql.org/docs/current/ddl-system-columns.html).
+_lies_at: ColumnElement[Any] = literal_column("profiles.ctid")
 
 
 def read_batches(connection: Connection, batch_ids: Collection[str]) -> dict[str, BatchRow]:
     """Read batches without a lock; inside a ticket (see `counters`) what matters of them cannot change."""
-    rows = connection.execute(select(*_COLUMNS).where(batches.c.id.in_(list(batch_ids))))
-    return {row.id: _as_batch(row) for row in rows}
+    rows = connection.execute(_read_batches(connection.dialect.name), {"wanted": batch_ids})
+    return {row.id: as_batch(row) for row in rows}
+
+
+@lru_cache
+def _read_batches(dialect: str) -> Select[Any]:
+    return select(*BATCH_COLUMNS).where(is_among(dialect, batches.c.id, "wanted"))
+
+
+def counted_batches(*conditions: ColumnElement[bool] | TextClause) -> Select[Any]:
+    """The batches that fulfil some conditions, with their counts in the same snapshot; for `as_counted`."""
+    return counters.with_sums(select(*BATCH_COLUMNS).where(*conditions))
+
+
+def as_counted(rows: Iterable[Sequence[Any]]) -> list[tuple[BatchRow, Counts]]:
+    """Rows of `counted_batches`."""
+    width = len(BATCH_COLUMNS)
+    return [(as_batch(row[:width]), Counts(*map(int, row[width:]))) for row in rows]
+
+
+def read_counted(connection: Connection, batch_ids: Collection[str]) -> list[tuple[BatchRow, Counts]]:
+    """Read batches and their counts without a lock, in one statement."""
+    return as_counted(connection.execute(_read_counted(connection.dialect.name), {"wanted": batch_ids}))
+
+
+@lru_cache
+def _read_counted(dialect: str) -> Select[Any]:
+    return counted_batches(is_among(dialect, batches.c.id, "wanted")).order_by(batches.c.id)
+
+
+class Constants(NamedTuple):
+    """What never changes of a batch."""
+
+    lane: Lane
+    options: BatchOptions
+
+
+#: Of the batches that this process has met lately. An id is never given to another batch, so nothing here grows old.
+_constants: dict[str, Constants] = {}
+_CONSTANTS_KEPT = 1_000
+
+
+def read_constants(connection: Connection, batch_ids: Iterable[str]) -> dict[str, Constants]:
+    """What never changes of some batches; asks the database only for those that this process has not met yet."""
+    found, unknown = {}, []
+    for batch_id in batch_ids:
+        if (known := _constants.get(batch_id)) is not None:
+            found[batch_id] = known
+        else:
+            unknown.append(batch_id)
+    if unknown:
+        met = {each.id: Constants(each.terms.lane, each.options) for each in read_batches(connection, unknown).values()}
+        if len(_constants) >= _CONSTANTS_KEPT:
+            _constants.clear()
+        _constants.update(met)
+        found |= met
+    return found
 
 
 def move_batch(connection: Connection, batch: BatchRow, to: BatchState, reason: str, **values: Any) -> None:

@@ -1,43 +1,23 @@
-"""Submission: a loading batch that nobody sees, filled in chunks, then sealed in one step or deleted."""
+"""Submission: a loading batch that nobody sees, filled in chunks (`loading`), then sealed in one step or deleted."""
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import uuid_utils
-from sqlalchemy import Insert, Integer, String, Text, bindparam, delete, func, insert, literal, select, update
+from sqlalchemy import delete, func, insert, literal, select, update
 from sqlalchemy.exc import IntegrityError
 
-from batching.database import Identifier, encode_rows, is_unique_violation, later, now, rows_from_json
-from batching.errors import IllegalMoveError, InvalidInputError
+from batching.database import is_unique_violation, later, now
+from batching.errors import IllegalMoveError
 from batching.interfaces import BatchReceipt, BatchSpec
 from batching.models import ACTIVE, attempts, batches, history, profiles
 from batching.moves import counters, queue_order
+from batching.moves.loading import LOADING_LEASE, LOADS
 from batching.states import BatchState
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from sqlalchemy import Connection
-    from sqlalchemy.types import TypeEngine
-
-    from batching.interfaces import ProfileInput
-
-#: Seconds that a producer may be silent between two chunks before its batch is taken for abandoned.
-LOADING_LEASE = 60.0
-
-_LOADS = (batches.c.state == BatchState.LOADING) & batches.c.loading_until.is_not(None)
-
-
-class DuplicateKeyError(InvalidInputError):
-    """Two profiles of one batch have the same key; carries the numbers of both."""
-
-    def __init__(self, key: str, first: int, second: int) -> None:
-        super().__init__(f"the key {key!r} stands twice in the batch: profile {first:,} and profile {second:,}")
-        self.key = key
-        self.first = first
-        self.second = second
 
 
 def create_batch(connection: Connection, spec: BatchSpec) -> BatchReceipt:
@@ -47,7 +27,7 @@ def create_batch(connection: Connection, spec: BatchSpec) -> BatchReceipt:
     """
     queue_order.ensure_queue(connection, spec.queue)
     if spec.key is not None and spec.replace_key:
-        _release_key(connection, spec.queue, spec.key)
+        release_key(connection, spec.queue, spec.key)
     while True:
         batch_id = str(uuid_utils.uuid7())
         try:
@@ -91,71 +71,13 @@ def find_key(connection: Connection, queue: str, key: str) -> BatchReceipt | Non
     return BatchReceipt(row.id, -1 if row.state == BatchState.LOADING else row.total, created=False)
 
 
-def _release_key(connection: Connection, queue: str, key: str) -> None:
+def release_key(connection: Connection, queue: str, key: str) -> None:
+    """Take the key from the batch that holds it, unless that still loads."""
     connection.execute(
         update(batches)
         .where(batches.c.queue == queue, batches.c.key == key, batches.c.state != BatchState.LOADING)
         .values(key=None)
     )
-
-
-_CHUNK_COLUMNS: dict[str, TypeEngine[Any]] = {"number": Integer(), "key": String(255), "payload": Text()}
-
-
-@lru_cache
-def _insert_chunk(dialect: str) -> Insert:
-    chunk = rows_from_json(dialect, "chunk", _CHUNK_COLUMNS)
-    chosen = select(bindparam("batch", type_=Identifier()), chunk.c.number, chunk.c.key, chunk.c.payload)
-    return insert(profiles).from_select(["batch_id", "number", "key", "payload"], chosen)
-
-
-def add_profiles(connection: Connection, batch_id: str, chunk: Sequence[ProfileInput]) -> int:
-    """Append a chunk to a loading batch and renew its lease; returns the number of its last profile.
-
-    Raises:
-        DuplicateKeyError: A key stands twice, in the chunk or in the batch; the chunk is not written.
-        IllegalMoveError: The batch does not load (any more): its lease lapsed and the sweep deleted it.
-    """
-    last = connection.scalar(
-        update(batches)
-        .where(batches.c.id == batch_id, _LOADS)
-        .values(total=batches.c.total + len(chunk), loading_until=later(literal(LOADING_LEASE)))
-        .returning(batches.c.total)
-    )
-    if last is None:
-        raise IllegalMoveError(
-            f"cannot add profiles to batch {batch_id}: it does not load any more (its producer was silent for over "
-            f"{LOADING_LEASE:g} s, or it was sealed); submit it again"
-        )
-    first = last - len(chunk) + 1
-    rows = [(first + offset, each.key, each.payload) for offset, each in enumerate(chunk)]
-    parameters = {"chunk": encode_rows(list(_CHUNK_COLUMNS), rows), "batch": batch_id}
-    try:
-        with connection.begin_nested():
-            connection.execute(_insert_chunk(connection.dialect.name), parameters)
-    except IntegrityError as error:
-        if is_unique_violation(error):
-            _raise_duplicate(connection, batch_id, rows)
-        raise
-    return int(last)
-
-
-def _raise_duplicate(connection: Connection, batch_id: str, rows: list[tuple[int, str, str]]) -> None:
-    seen: dict[str, int] = {}
-    for number, key, _ in rows:
-        if key in seen:
-            raise DuplicateKeyError(key, seen[key], number)
-        seen[key] = number
-    for start in range(0, len(rows), 500):
-        keys = [key for _, key, _ in rows[start : start + 500]]
-        earlier = connection.execute(
-            select(profiles.c.key, profiles.c.number)
-            .where(profiles.c.batch_id == batch_id, profiles.c.key.in_(keys))
-            .order_by(profiles.c.number)
-            .limit(1)
-        ).one_or_none()
-        if earlier is not None:
-            raise DuplicateKeyError(earlier.key, earlier.number, seen[earlier.key])
 
 
 def seal(connection: Connection, batch_id: str) -> int:
@@ -172,7 +94,7 @@ def seal(connection: Connection, batch_id: str) -> int:
     position = queue_order.tail(connection, str(queue))
     total = connection.scalar(
         update(batches)
-        .where(batches.c.id == batch_id, _LOADS)
+        .where(batches.c.id == batch_id, LOADS)
         .values(state=BatchState.QUEUED, sealed=True, position=position, loading_until=None, created_at=now())
         .returning(batches.c.total)
     )

@@ -21,8 +21,10 @@ from batching.interfaces import (
 )
 from batching.models import batches, profiles, workers
 from batching.moves import leadership
-from batching.moves.profile import AT_ONCE, DISPATCHED, as_dispatch, leads, running_of, settle
-from batching.moves.rows import read_batches
+from batching.moves.profile import as_dispatches, running_of, settle
+from batching.moves.rows import leads, read_batches
+from batching.moves.statements import AT_ONCE, DISPATCHED
+from batching.parameters import is_among
 from batching.policies import settlement, worker_lost
 from batching.states import BatchState, ProfileState
 
@@ -131,7 +133,7 @@ def _mark_republished(
         update(profiles)
         .where(
             profiles.c.batch_id == batch_id,
-            profiles.c.number.in_(numbers),
+            is_among(connection.dialect.name, profiles.c.number, "numbers"),
             profiles.c.state == ProfileState.DISPATCHED,
             profiles.c.generation == batch.generation,
             leads(term),
@@ -142,9 +144,10 @@ def _mark_republished(
                 (profiles.c.republished < _MAX_DOUBLINGS, profiles.c.republished + 1), else_=_MAX_DOUBLINGS
             ),
         )
-        .returning(*DISPATCHED)
+        .returning(*DISPATCHED),
+        {"numbers": numbers},
     )
-    return [as_dispatch(row, batch, max_losses) for row in marked]
+    return as_dispatches(marked, batch_id, batch.terms.lane, max_losses)
 
 
 def take_back(

@@ -231,7 +231,6 @@ def upgrade() -> None:
             name=op.f("profiles_state_check"),
         ),
         sa.CheckConstraint("run >= 0 AND attempts >= 0 AND losses >= 0", name=op.f("profiles_counts_check")),
-        sa.ForeignKeyConstraint(["batch_id"], ["batches.id"], name=op.f("profiles_batch_id_fkey"), ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("batch_id", "number", name=op.f("profiles_pkey")),
         postgresql_with={"fillfactor": 70},
     )

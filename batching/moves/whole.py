@@ -1,0 +1,107 @@
+"""A batch that is whole before it is written: one transaction, on PostgreSQL one statement, and it is in line."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import uuid_utils
+from sqlalchemy import Executable, Integer, String, bindparam, func, insert, select
+from sqlalchemy.dialects import postgresql, sqlite
+
+from batching.database import Identifier, JSONText
+from batching.models import NOBODY, batches, counters, history, queues
+from batching.moves.loading import insert_chunk, insert_profiles, parameters_of
+from batching.moves.submission import release_key
+from batching.states import BatchState
+
+if TYPE_CHECKING:
+    from sqlalchemy import ColumnElement, Connection, Insert
+
+    from batching.interfaces import BatchSpec, ProfileInput
+
+_BATCH = bindparam("batch", type_=Identifier())
+_QUEUE = bindparam("queue", type_=String(64))
+_TOTAL = bindparam("total", type_=Integer())
+
+
+def write_whole(connection: Connection, spec: BatchSpec, chunk: list[ProfileInput]) -> str:
+    """Write a batch, all its profiles, its counters and its history; returns its id.
+
+    Nothing is read that another transaction could change but the largest position: two batches that are sealed at once
+    may get the same one, and their ids, made in order, decide (see `submission.seal`). UNIQUE (queue, key) settles the
+    race of two producers with one key, UNIQUE (batch, key) refuses a key that stands twice; then nothing is written.
+
+    Raises:
+        IntegrityError: One of the two; the transaction is of no more use.
+    """
+    if spec.key is not None and spec.replace_key:
+        release_key(connection, spec.queue, spec.key)
+    batch_id = str(uuid_utils.uuid7())
+    values: dict[str, Any] = {
+        "batch": batch_id,
+        "queue": spec.queue,
+        "key": spec.key,
+        "name": spec.name,
+        "handler": spec.handler,
+        "priority": spec.priority,
+        "last_pass": spec.options.max_passes,
+        "options": spec.options.as_dict(),
+        "total": len(chunk),
+    }
+    if connection.dialect.name == "postgresql":
+        connection.execute(_all_at_once(with_profiles=bool(chunk)), values | parameters_of("postgresql", chunk))
+        return batch_id
+    for statement in _rows("sqlite"):
+        connection.execute(statement, values)
+    insert_profiles(connection, batch_id, 1, chunk)
+    return batch_id
+
+
+@lru_cache
+def _all_at_once(*, with_profiles: bool) -> Executable:
+    """One statement: foreign keys are checked at its end, when everything is there."""
+    *others, last = [*_rows("postgresql"), *([insert_chunk("postgresql")] if with_profiles else [])]
+    return last.add_cte(*(each.cte(f"write_{number}") for number, each in enumerate(others)))
+
+
+@lru_cache
+def _rows(dialect: str) -> list[Insert]:
+    """Everything but the profiles, in the order of the foreign keys."""
+    build = postgresql if dialect == "postgresql" else sqlite
+    batch = insert(batches).values(
+        id=_BATCH,
+        queue=_QUEUE,
+        key=bindparam("key", type_=String(255)),
+        name=bindparam("name", type_=String(255)),
+        handler=bindparam("handler", type_=String(255)),
+        state=BatchState.QUEUED,
+        priority=bindparam("priority", type_=Integer()),
+        position=_tail(),
+        last_pass=bindparam("last_pass", type_=Integer()),
+        options=bindparam("options", type_=JSONText()),
+        total=_TOTAL,
+        sealed=True,
+    )
+    line = insert(history).values(
+        batch_id=_BATCH,
+        from_state=BatchState.LOADING,
+        to_state=BatchState.QUEUED,
+        pass_number=1,
+        position=_tail(),
+        generation=0,
+        reason="submitted",
+    )
+    return [
+        build.insert(queues).values(name=_QUEUE).on_conflict_do_nothing(),
+        batch.inline(),
+        insert(counters).values(batch_id=_BATCH, worker_id=NOBODY, pending=_TOTAL).inline(),
+        line.inline(),
+    ]
+
+
+def _tail() -> ColumnElement[int]:
+    """Behind all others of the queue, whether the batch itself is there yet (SQLite's later statements) or not."""
+    others = (batches.c.queue == _QUEUE) & (batches.c.id != _BATCH)
+    largest = select(func.max(batches.c.position)).where(others).scalar_subquery()
+    return func.coalesce(largest, 0) + 1
