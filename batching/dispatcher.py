@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from batching.execution_manager import BatchExecutionManager
     from batching.interfaces import Lane, LeaderTerm
-    from batching.moves.batch import Start
+    from batching.moves.promotion import Start
     from batching.moves.rows import BatchRow
     from batching.outlook import Active, Outlook
     from batching.settings import Settings

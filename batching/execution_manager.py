@@ -25,7 +25,7 @@ if TYPE_CHECKING:
         Settlement,
         SettleResult,
     )
-    from batching.moves.batch import Start
+    from batching.moves.promotion import Start
     from batching.moves.rows import BatchRow
     from batching.state_manager import BatchStateManager
     from batching.states import BatchState

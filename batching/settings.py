@@ -50,8 +50,8 @@ class Settings(BaseSettings):
     """Seconds after which an unclaimed dispatch is examined; doubles with every publication."""
     flush_interval: float = Field(0.05, gt=0, le=5)
     """Seconds that an outcome waits at most for others to be settled with it."""
-    flush_size: int = Field(500, ge=1, le=10_000)
-    """Rows in one claim or one settlement, at most."""
+    flush_size: int = Field(2_000, ge=1, le=10_000)
+    """Rows in one claim or one settlement, at most; only short profiles come in groups of this size."""
     sql_timeout: float = Field(2.0, gt=0, le=60)
     """Seconds that a worker waits for one SQL statement, lock or connection before it tries again later."""
     drain_timeout: float = Field(25.0, ge=0, le=86_400)

@@ -12,7 +12,7 @@ from sqlalchemy.exc import IntegrityError
 from batching.database import is_unique_violation
 from batching.interfaces import BatchReceipt
 from batching.moves import batch as batch_moves
-from batching.moves import bulk, leadership, loading, profile, queue_order, rows, submission, sweep, whole
+from batching.moves import bulk, leadership, loading, profile, promotion, queue_order, rows, submission, sweep, whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -131,14 +131,15 @@ class BatchStateManager:
 
     def promote(self, queue: str, term: LeaderTerm, handlers: Collection[str] | None = None) -> str | None:
         with self.database.begin() as writing:
-            return batch_moves.promote(writing, queue, term, handlers)
+            promoted = promotion.promote(writing, queue, term, handlers)
+            return None if promoted is None else promoted.id
 
     def start(
         self, queue: str, term: LeaderTerm, handlers: Collection[str] | None, room: Callable[[rows.BatchRow], int]
-    ) -> batch_moves.Start | None:
+    ) -> promotion.Start | None:
         """Promote the next batch in line and dispatch the first of its profiles, in one transaction."""
         with self.database.begin() as writing:
-            return batch_moves.start(writing, queue, term, handlers, room, self._max_losses)
+            return promotion.start(writing, queue, term, handlers, room, self._max_losses)
 
     def dispatch(self, batch_id: str, limit: int, term: LeaderTerm) -> list[Dispatch]:
         with self.database.begin() as writing:

@@ -30,9 +30,9 @@ SLOTS = 4
 @pytest.fixture
 def appetite() -> Appetite:
     appetite = Appetite(lambda: SLOTS, Settings(flush_interval=0.05, flush_size=500))
-    appetite.begun("quick")
+    appetite.begun("quick", 100)
     appetite.ended("quick", 0.001)
-    appetite.begun("slow")
+    appetite.begun("slow", 100)
     appetite.ended("slow", 1.0)
     return appetite
 
@@ -46,16 +46,34 @@ def test_the_room_follows_what_each_handler_takes(appetite: Appetite) -> None:
     assert appetite.room("slow") == appetite.room("never seen") == 2 * SLOTS
 
 
+def test_large_payloads_leave_room_for_few(appetite: Appetite) -> None:
+    for _ in range(200):
+        appetite.begun("quick", 1_000_000)
+        appetite.ended("quick", None)
+    assert appetite.room("quick") == 2 * SLOTS + 16
+    assert appetite.room("slow") == 2 * SLOTS
+
+
+def test_bundles_are_planned_by_the_longest_runs(appetite: Appetite) -> None:
+    assert (appetite.bundle("quick"), appetite.bundle("slow"), appetite.bundle("never seen")) == (10, 1, 1)
+    appetite.ended("quick", 0.5)
+    assert appetite.bundle("quick") == 1
+    for _ in range(200):
+        appetite.ended("quick", 0.001)
+    assert appetite.bundle("quick") == 9  # a single slow one is forgotten in time
+    assert appetite.bundle("slow") == 1
+
+
 def test_a_slow_handler_at_work_limits_what_is_popped(appetite: Appetite) -> None:
     assert appetite.target() == appetite.room("quick")
-    appetite.begun("slow")
+    appetite.begun("slow", 100)
     assert appetite.target() == appetite.room("slow")
     appetite.ended("slow", None)
     assert appetite.target() == appetite.room("quick")
 
 
 def test_only_as_many_are_claimed_of_each_handler_as_there_is_room_for(appetite: Appetite) -> None:
-    appetite.begun("slow")
+    appetite.begun("slow", 100)
     chosen = appetite.affordable([*offers("slow", 100), *offers("quick", 100)])
     assert [offer.handler for offer in chosen] == ["slow"] * (2 * SLOTS - 1) + ["quick"] * 100
 

@@ -17,6 +17,8 @@ _NEWEST: Final = 0.1
 #: Seconds of work in one bundle, and runs in it, at most.
 _BUNDLE_TIME: Final = 0.01
 _BUNDLE_SIZE: Final = 200
+#: Bytes of payloads to hold of one handler, about.
+_PAYLOADS: Final = 16_777_216
 #: Share by which the longest run is forgotten with every one that is shorter.
 _FORGOTTEN: Final = 0.05
 
@@ -39,11 +41,14 @@ class Appetite:
         self._most = settings.flush_size
         self._seconds: dict[str, float] = {}
         self._longest: dict[str, float] = {}
+        self._sizes: dict[str, float] = {}
         self._active: Counter[str] = Counter()
 
-    def begun(self, handler: str) -> None:
-        """A run of this handler was claimed."""
+    def begun(self, handler: str, size: int) -> None:
+        """A run of this handler was claimed, with a payload of so many characters."""
         self._active[handler] += 1
+        before = self._sizes.get(handler, size)
+        self._sizes[handler] = before + _NEWEST * (size - before)
 
     def ended(self, handler: str, seconds: float | None) -> None:
         """It is over; None when it never ran."""
@@ -55,13 +60,16 @@ class Appetite:
             self._longest[handler] = seconds if seconds > longest else longest + _FORGOTTEN * (seconds - longest)
 
     def room(self, handler: str) -> int:
-        """Runs of one handler to hold: what the pool takes twice over, and two flushes' worth of work for it."""
+        """Runs of one handler to hold: what the pool takes twice over, and two flushes' worth of work for it.
+
+        Less when their payloads are large: they wait in memory.
+        """
         slots = self._slots()
         seconds = self._seconds.get(handler)
         if seconds is None:
             return 2 * slots
         buffer = int(2 * self._interval * slots / max(_SHORTEST_RUN, seconds))
-        return 2 * slots + min(self._most, buffer)
+        return 2 * slots + min(self._most, buffer, int(_PAYLOADS / max(1.0, self._sizes.get(handler, 0.0))))
 
     def bundle(self, handler: str) -> int:
         """Runs to hand to the pool at once: some milliseconds of work, even if they take as long as the longest ones.

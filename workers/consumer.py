@@ -351,7 +351,7 @@ class LaneConsumer:
             run = request.claimed.run
             self.held[run] = self.active[run] = request
             self._held_of[run.batch_id] += 1
-            self._appetite.begun(request.name)
+            self._appetite.begun(request.name, len(request.claimed.payload))
         self.ready.extend(requests)
         tell_received(requests)
         return True

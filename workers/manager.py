@@ -30,7 +30,7 @@ from workers.publisher import RedisPublisher
 
 if TYPE_CHECKING:
     from batching.interfaces import LeaderTerm
-    from batching.moves.batch import Start
+    from batching.moves.promotion import Start
     from batching.outlook import Outlook
     from batching.settings import Settings
 

@@ -1,29 +1,26 @@
-"""The moves of a batch: promotion, stops, conclusions, and the verbs of people. One named function per transition.
+"""The moves of a batch: stops, conclusions, and the verbs of people. One named function per transition.
 
 Each works on a batch whose row is locked; `conclude` is the only place that decides how a pass ended.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from sqlalchemy import exists, null, or_, select, update
+from sqlalchemy import null, select, update
 
 from batching.database import later, now
 from batching.errors import IllegalMoveError
 from batching.interfaces import Requeue
-from batching.models import batches, queues
-from batching.moves import bulk, counters, profile, queue_order
-from batching.moves.rows import BatchRow, leads, lock_batch, lock_next, move_batch, read_batches, remember
+from batching.models import batches
+from batching.moves import bulk, counters, queue_order
+from batching.moves.rows import BatchRow, lock_batch, move_batch, read_batches, remember
 from batching.policies import allowed_failures, pass_delay
 from batching.states import TERMINAL_BATCH_STATES, BatchState, BulkMove, StopTarget, stronger
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
-
     from sqlalchemy import Connection
 
-    from batching.interfaces import Dispatch, Lane, LeaderTerm
     from batching.moves.counters import Counts
 
 _STOP_EFFECT = {
@@ -33,84 +30,6 @@ _STOP_EFFECT = {
     StopTarget.CANCELLED: BulkMove.CANCEL,
     StopTarget.EXPIRED: BulkMove.EXPIRE,
 }
-
-
-def promote(
-    connection: Connection, queue: str, term: LeaderTerm, handlers: Collection[str] | None = None
-) -> str | None:
-    """Queued -> running for the next batch in line; one that backs off is passed over.
-
-    With `handlers`, the next of those that go to one of them: idle workers gain nothing from any other.
-
-    Settles the race of two leaders: the row is locked and skipped by the other, and the epoch guards the write.
-    """
-    batch = _promote(connection, queue, term, handlers)
-    return None if batch is None else batch.id
-
-
-class Start(NamedTuple):
-    """A batch that was promoted, and what was dispatched of it in the same transaction."""
-
-    batch_id: str
-    total: int
-    lane: Lane
-    dispatches: list[Dispatch]
-
-
-def start(
-    connection: Connection,
-    queue: str,
-    term: LeaderTerm,
-    handlers: Collection[str] | None,
-    room: Callable[[BatchRow], int],
-    max_losses: int,
-) -> Start | None:
-    """Promote the next batch in line, and dispatch the first of its profiles at once: one transaction instead of two.
-
-    Settles what `promote` and `profile.dispatch` settle. The batch's row is locked, and every bulk move locks it first,
-    so this writer needs no ticket; its counter row is only made.
-
-    Args:
-        connection: In a write transaction.
-        queue: Whose line.
-        term: The leader's.
-        handlers: As for `promote`.
-        room: How many profiles of the batch there is room for.
-        max_losses: As for `profile.dispatch`.
-    """
-    batch = _promote(connection, queue, term, handlers)
-    if batch is None:
-        return None
-    lane, limit = batch.terms.lane, room(batch)
-    dispatches: list[Dispatch] = []
-    if limit > 0:
-        counters.open_row(connection, batch.id, term.holder)
-        dispatches = profile.dispatch_some(connection, batch.id, limit, term, lane, max_losses)
-    return Start(batch.id, batch.total, lane, dispatches)
-
-
-def _promote(connection: Connection, queue: str, term: LeaderTerm, handlers: Collection[str] | None) -> BatchRow | None:
-    batch = lock_next(
-        connection,
-        batches.c.queue == queue,
-        batches.c.state == BatchState.QUEUED,
-        or_(batches.c.not_before.is_(None), batches.c.not_before <= now()),
-        ~exists().where(queues.c.name == queue, queues.c.paused),
-        leads(term),
-        *([] if handlers is None else [batches.c.handler.in_(sorted(handlers))]),
-    )
-    if batch is None:
-        return None
-    move_batch(
-        connection,
-        batch,
-        BatchState.RUNNING,
-        f"pass {batch.pass_number} begins",
-        urgent=False,
-        not_before=null(),
-        started_at=now() if batch.pass_number == 1 else batches.c.started_at,
-    )
-    return batch
 
 
 def request_promotion(connection: Connection, batch_id: str) -> BatchState:

@@ -90,18 +90,6 @@ def lock_batch(connection: Connection, batch_id: str) -> BatchRow:
     return as_batch(row)
 
 
-def lock_next(connection: Connection, *conditions: ColumnElement[bool]) -> BatchRow | None:
-    """Lock the first batch in line that meets the conditions, as `lock_batch` does; what others lock is passed over."""
-    row = connection.execute(
-        select(*BATCH_COLUMNS)
-        .where(*conditions)
-        .order_by(batches.c.urgent.desc(), batches.c.priority.desc(), batches.c.position, batches.c.id)
-        .limit(1)
-        .with_for_update(skip_locked=True, key_share=True)
-    ).one_or_none()
-    return None if row is None else as_batch(row)
-
-
 def check_id(batch_id: str) -> None:
     """Refuse what is no id at all: PostgreSQL would raise an error about the syntax of a UUID.
 

@@ -275,7 +275,9 @@ def _outcomes(dialect: str, *, successes: bool) -> CTE:
     state = facts.pop("state")
     stopping = batches.c.state == BatchState.STOPPING
     ends = and_(
-        state == ProfileState.PENDING.value, stopping, batches.c.target.in_([StopTarget.CANCELLED, StopTarget.EXPIRED])
+        state == ProfileState.PENDING.value,
+        stopping,
+        or_(batches.c.target == StopTarget.CANCELLED, batches.c.target == StopTarget.EXPIRED),
     )
     return _materialized(
         select(

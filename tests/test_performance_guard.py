@@ -1,0 +1,188 @@
+"""What the hot path costs, in what can be counted: statements, rows touched, Redis commands. Never in seconds."""
+
+from __future__ import annotations
+
+import re
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import event, text
+
+from batching.database import Database
+from batching.execution_manager import BatchExecutionManager
+from batching.moves import profile, statements
+from batching.outlook import look
+from tests.accounting import DONE, FAILED, Desk, assert_accounted, end, plant_batch
+from tests.recording import RecordingPublisher
+from workers.publisher import CHUNK, RedisPublisher
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from sqlalchemy import Connection
+
+    from batching.interfaces import Dispatch
+    from tests.servers import PostgresServer, ValkeyServer
+
+#: Statements of one group, BEGIN and COMMIT included. SQLite counts in a statement of its own, and makes no round trip.
+MOST = {
+    "postgresql": {"dispatch": 4, "claim": 4, "settle": 4, "settle failures": 4, "look": 6},
+    "sqlite": {"dispatch": 5, "claim": 5, "settle": 6, "settle failures": 7, "look": 6},
+}
+MILLION = 1_000_000
+GROUP = 500
+
+
+@pytest.fixture
+def desk(database: Database) -> Desk:
+    return Desk(database)
+
+
+@contextmanager
+def counted(database: Database) -> Iterator[list[str]]:
+    """Collects every statement that goes to the database, those that begin and end transactions too."""
+    seen: list[str] = []
+
+    def execute(connection: Any, cursor: Any, statement: str, *rest: Any) -> None:
+        seen.append(statement)
+
+    def begin(connection: Connection) -> None:
+        if database.dialect == "postgresql":  # SQLite's is a statement that we send ourselves
+            seen.append("BEGIN")
+
+    def commit(connection: Connection) -> None:
+        seen.append("COMMIT")
+
+    listeners: dict[str, Callable[..., None]] = {"before_cursor_execute": execute, "begin": begin, "commit": commit}
+    for name, listener in listeners.items():
+        event.listen(database.engine, name, listener)
+    try:
+        yield seen
+    finally:
+        for name, listener in listeners.items():
+            event.remove(database.engine, name, listener)
+
+
+@pytest.mark.parametrize("size", [5, GROUP])
+def test_a_group_of_any_size_takes_so_many_statements(desk: Desk, size: int) -> None:
+    desk.register()
+    batch_id = desk.start(3 * size, failure_budget=2 * size)
+    desk.settle(desk.claim(batch_id, size))  # makes the tickets
+    found: dict[str, list[str]] = {}
+
+    def measure(name: str, move: Callable[[], Any]) -> Any:
+        with counted(desk.database) as found[name]:
+            return move()
+
+    runs = measure("dispatch", lambda: desk.dispatch(batch_id, 2 * size))
+    claimed = measure("claim", lambda: desk.states.claim(desk.worker, runs)).claimed
+    assert len(claimed) == 2 * size
+    measure("settle", lambda: desk.settle(claimed[:size]))
+    measure("settle failures", lambda: desk.settle(claimed[size:], FAILED))
+    measure("look", lambda: look(desk.database, 10.0))
+
+    most = MOST[desk.database.dialect]
+    assert {name: seen for name, seen in found.items() if len(seen) > most[name]} == {}
+    assert assert_accounted(desk.database, batch_id)[3:5] == (2 * size, size)
+
+
+def test_a_batch_in_full_swing_is_settled_without_a_look_at_its_end(desk: Desk) -> None:
+    execution = BatchExecutionManager(desk.states, RecordingPublisher())
+    batch_id = desk.start(20)
+    taken = desk.claim(batch_id)
+    with counted(desk.database) as seen:
+        execution.complete(desk.worker, [(each, DONE) for each in taken[:10]], holding={batch_id})
+    assert len(seen) <= MOST[desk.database.dialect]["settle"]
+
+
+@pytest.fixture(scope="module")
+def large(postgres_server: PostgresServer, postgres_template: str) -> Iterator[tuple[Desk, str]]:
+    """A batch of a million profiles on PostgreSQL, freshly filled: nothing has told the planner about it yet."""
+    name = postgres_server.create_database(postgres_template)
+    database = Database(postgres_server.url(name))
+    desk = Desk(database)
+    batch_id = desk.submit(0)
+    fill = """INSERT INTO profiles (batch_id, number, key, payload)
+              SELECT CAST(:batch AS uuid), number, 'k' || number, '1' FROM generate_series(1, :size) AS number"""
+    with database.begin() as connection:
+        connection.execute(text(fill), {"batch": batch_id, "size": MILLION})
+        connection.execute(text("UPDATE counters SET pending = :size"), {"size": MILLION})
+    plant_batch(database, batch_id, total=MILLION)
+    desk.states.promote("default", desk.term)
+    yield desk, batch_id
+    database.close()
+    postgres_server.drop_database(name)
+
+
+def touched(connection: Connection) -> dict[str, tuple[int, int]]:
+    """By table: whole walks, and rows that were fetched through an index, in this transaction."""
+    rows = connection.execute(
+        text("SELECT relname, seq_scan, coalesce(idx_tup_fetch, 0) FROM pg_stat_xact_user_tables")
+    ).all()
+    return {name: (walks, fetched) for name, walks, fetched in rows}
+
+
+def test_a_group_out_of_a_million_touches_only_its_own_rows(large: tuple[Desk, str]) -> None:
+    """Also after the tenth time, when PostgreSQL has made a plan for good."""
+    desk, batch_id = large
+    for _ in range(12):
+        desk.settle(desk.claim(batch_id, 20))
+    offered: list[Dispatch] = []
+    claimed: list[Any] = []
+
+    def dispatch(connection: Connection) -> None:
+        offered.extend(profile.dispatch(connection, batch_id, GROUP, desk.term, 2))
+
+    def claim(connection: Connection) -> None:
+        claimed.extend(profile.claim(connection, desk.worker, [each.run for each in offered]).claimed)
+
+    def settle(connection: Connection) -> None:
+        ends = [end(each) for each in claimed]
+        assert len(profile.settle(connection, desk.worker, desk.worker, ends).applied) == GROUP
+
+    for move in (dispatch, claim, settle):
+        with desk.database.begin() as connection:
+            move(connection)
+            found = touched(connection)
+        assert [name for name, (walks, _) in found.items() if walks] == [], move.__name__
+        # Some versions of each row: an index leads to those that are over, too, until somebody has found them dead.
+        assert found["profiles"][1] <= 5 * GROUP, move.__name__
+    assert len(claimed) == GROUP
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        statements.dispatch("postgresql"),
+        statements.claim("postgresql"),
+        statements.settle("postgresql", successes=True),
+        statements.settle("postgresql", successes=False),
+    ],
+    ids=["dispatch", "claim", "settle", "settle failures"],
+)
+def test_the_plan_for_good_walks_over_nothing_and_sorts_no_backlog(large: tuple[Desk, str], statement: Any) -> None:
+    desk, _ = large
+    compiled = str(statement.compile(dialect=desk.database.engine.dialect))
+    numbers: dict[str, int] = {}
+    numbered = re.sub(r"%\((\w+)\)s", lambda found: f"${numbers.setdefault(found[1], len(numbers) + 1)}", compiled)
+    with desk.database.begin() as connection:
+        plan = "\n".join(connection.exec_driver_sql(f"EXPLAIN (GENERIC_PLAN) {numbered}").scalars())
+    # A join filter compares each row of one side with each of the other: right for a few counters, not for runs.
+    assert re.findall(r"Seq Scan.*|Sort Key: .*profiles.*|Join Filter: (?!\(counters\.).*", plan) == [], plan
+
+
+def test_a_thousand_messages_of_a_lane_take_a_few_commands(valkey_server: ValkeyServer, desk: Desk) -> None:
+    publisher = RedisPublisher(valkey_server.url, "guard:")
+    dispatches = desk.dispatches(desk.start(1_000), 1_000)
+    publisher.client.ping()
+    before = publisher.client.info("commandstats")
+    publisher.publish(dispatches)
+    after = publisher.client.info("commandstats")
+    publisher.close()
+
+    def calls(stats: dict[str, Any]) -> int:
+        return sum(int(each["calls"]) for name, each in stats.items() if name != "cmdstat_info")
+
+    assert len(dispatches) == 1_000
+    assert calls(after) - calls(before) <= 1_000 // CHUNK
