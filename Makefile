@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format clean
+.PHONY: help demo test bench lint format clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -16,10 +16,13 @@ test: $(VENV)/.dev ## Lint, types, layers and all tests
 	$(MAKE) lint
 	$(BIN)/python -m pytest
 
+bench: $(VENV)/.bench ## Measure against other task systems, about an hour, and write docs/benchmarks.md
+	$(BIN)/python -m benchmarks $(BENCH)
+
 lint: $(VENV)/.dev ## Lint, formatting, types and layers, without running anything
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy --strict batching workers tests
+	$(BIN)/mypy --strict batching workers tests benchmarks
 	$(BIN)/lint-imports
 
 format: $(VENV)/.dev ## Rewrite the sources in the house's format
@@ -46,3 +49,7 @@ $(VENV)/.demo: $(VENV)/.pip pyproject.toml
 $(VENV)/.dev: $(VENV)/.pip pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[embedded,flower]' --group dev
 	@touch $@ $(VENV)/.demo
+
+$(VENV)/.bench: $(VENV)/.pip pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable '.[embedded,flower]' --group bench
+	@touch $@

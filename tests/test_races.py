@@ -21,7 +21,7 @@ from batching.errors import IllegalMoveError, UnknownBatchError
 from batching.interfaces import BatchSpec, Ending, LeaderTerm, Outcome, ProfileInput
 from batching.models import batches, history, leases, profiles, workers
 from batching.moves import batch as batch_moves
-from batching.moves import counters, leadership, profile, queue_order, submission, sweep, whole
+from batching.moves import counters, leadership, profile, promotion, queue_order, submission, sweep, whole
 from batching.states import TERMINAL_BATCH_STATES, BatchState, ProfileState, StopTarget
 from tests.accounting import (
     DONE,
@@ -314,7 +314,8 @@ def test_two_leaders_promote_two_batches_and_not_one_twice(desk: Desk, pool: Thr
     term = desk.term
     promoted: list[str | None] = []
     with desk.database.begin() as connection:
-        promoted.append(batch_moves.promote(connection, "default", term))
+        batch = promotion.promote(connection, "default", term)
+        promoted.append(batch and batch.id)
         running = pool.submit(desk.states.promote, "default", term)
         if desk.database.dialect == "postgresql":
             running.result(10)  # it does not wait: it takes the next in line
