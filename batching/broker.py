@@ -88,15 +88,25 @@ class Doorbell:
     def __init__(self, url: str, key_prefix: str, *, timeout: float | None = None) -> None:
         self._url = url
         self._key = f"{key_prefix}hint"
+        self._ring = (("LPUSH", self._key, "1"), ("LTRIM", self._key, "0", "0"))
         bounds = {} if timeout is None else {"socket_timeout": timeout, "socket_connect_timeout": timeout}
         self._client = redis_client(url, **bounds)
 
     def ring(self) -> None:
         """Hint that there is something to do; raises BrokerUnavailableError, which callers may ignore."""
-        with translated_errors(self._url), self._client.pipeline(transaction=False) as pipeline:
-            pipeline.lpush(self._key, "1")
-            pipeline.ltrim(self._key, 0, 0)
-            pipeline.execute()
+        pool: Any = self._client.connection_pool
+        with translated_errors(self._url):
+            # What a pipeline does, without making one: whoever submits a single profile waits for this.
+            connection = pool.get_connection()
+            try:
+                connection.send_packed_command(connection.pack_commands(self._ring))
+                for _ in self._ring:
+                    connection.read_response()
+            except BaseException:
+                connection.disconnect()  # an answer may still come: nobody must take it for another's
+                raise
+            finally:
+                pool.release(connection)
 
     def wait(self, timeout: float) -> bool:
         """Wait for a hint, at most so many seconds; whether there was one."""

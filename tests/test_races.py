@@ -315,7 +315,7 @@ def test_two_leaders_promote_two_batches_and_not_one_twice(desk: Desk, pool: Thr
     promoted: list[str | None] = []
     with desk.database.begin() as connection:
         batch = promotion.promote(connection, "default", term)
-        promoted.append(batch and batch.id)
+        promoted.append(None if batch is None else batch.id)
         running = pool.submit(desk.states.promote, "default", term)
         if desk.database.dialect == "postgresql":
             running.result(10)  # it does not wait: it takes the next in line

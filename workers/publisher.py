@@ -117,10 +117,8 @@ class RedisPublisher:
         for dispatch in dispatches:
             key = lane_key(self.key_prefix, dispatch.lane)
             lists.setdefault(key, []).append(message(dispatch, key, self._origin))
-        with self.client.pipeline(transaction=False) as pipeline:
-            for key, messages in lists.items():
-                pipeline.lpush(key, *messages)
-            pipeline.execute()
+        for key, messages in lists.items():
+            self.client.lpush(key, *messages)
 
     def put_back(self, messages: Iterable[tuple[str, bytes]]) -> None:
         """Return popped messages that nobody claimed to the ends of their lists that are popped next.

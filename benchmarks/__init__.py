@@ -1,0 +1,1 @@
+"""Benchmarks against other task systems: `python -m benchmarks --help`. Not part of the distribution."""
