@@ -12,7 +12,19 @@ from sqlalchemy.exc import IntegrityError
 from batching.database import is_unique_violation
 from batching.interfaces import BatchReceipt
 from batching.moves import batch as batch_moves
-from batching.moves import bulk, leadership, loading, profile, promotion, queue_order, rows, submission, sweep, whole
+from batching.moves import (
+    bulk,
+    counters,
+    leadership,
+    loading,
+    profile,
+    promotion,
+    queue_order,
+    rows,
+    submission,
+    sweep,
+    whole,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -167,6 +179,12 @@ class BatchStateManager:
     # --- the workers' moves
 
     def claim(self, worker_id: str, runs: Sequence[RunId]) -> ClaimResult:
+        batch_ids = {run.batch_id for run in runs}
+        if self.database.dialect == "postgresql" and len(batch_ids) == 1:
+            [batch_id] = batch_ids
+            if counters.is_new(worker_id, batch_id):
+                with self.database.begin_single() as writing:
+                    return profile.claim_first(writing, worker_id, batch_id, runs)
         with self.database.begin() as writing:
             return profile.claim(writing, worker_id, runs)
 

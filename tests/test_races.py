@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
+    from batching.interfaces import ClaimResult
     T = TypeVar("T")
 
 OTHER = str(uuid.UUID(int=2))
@@ -104,15 +105,17 @@ def test_two_claims_of_one_run(desk: Desk, pool: ThreadPoolExecutor) -> None:
     assert (counts.running, counts.duplicates) == (3, 3)
 
 
-def test_a_pause_waits_for_a_claim_and_counts_it(desk: Desk, pool: ThreadPoolExecutor) -> None:
+@pytest.mark.parametrize("known", [True, False], ids=["with a ticket", "with its first ticket"])
+def test_a_pause_waits_for_a_claim_and_counts_it(desk: Desk, pool: ThreadPoolExecutor, known: bool) -> None:
     batch_id = desk.start(3)
     runs = desk.dispatch(batch_id)
-    second = race(
-        desk,
-        pool,
-        lambda one: profile.claim(one, desk.worker, runs[:1]),
-        lambda: desk.states.stop(batch_id, StopTarget.PAUSED, "p"),
-    )
+
+    def claim(one: Connection) -> ClaimResult:
+        if known or desk.database.dialect == "sqlite":
+            return profile.claim(one, desk.worker, runs[:1])
+        return profile.claim_first(one, desk.worker, batch_id, runs[:1])
+
+    second = race(desk, pool, claim, lambda: desk.states.stop(batch_id, StopTarget.PAUSED, "p"))
     assert second.result() is BatchState.STOPPING
     counts = assert_accounted(desk.database, batch_id)
     assert (counts.pending, counts.dispatched, counts.running) == (2, 0, 1)

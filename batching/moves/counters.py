@@ -71,14 +71,13 @@ def take_ticket(connection: Connection, writer_id: str, batch_ids: Collection[st
         The batches that exist.
     """
     wanted = sorted(set(batch_ids))
-    if len(wanted) == 1 and _is_new(writer_id, wanted[0]):
-        return _take_new(connection, writer_id, wanted[0])
     parameters = {"writer": writer_id, "wanted": wanted, "number": len(wanted)}
     locked: set[str] = set(connection.scalars(_lock_if_all_there(connection.dialect.name), parameters))
     if locked or not wanted:
         return locked
     if len(wanted) == 1:
-        return _take_new(connection, writer_id, wanted[0])
+        only = {"writer": writer_id, "batch": wanted[0]}
+        return set(connection.scalars(_open_and_lock(connection.dialect.name), only))
     _open_rows(connection, writer_id, wanted)
     return set(connection.scalars(_lock(connection.dialect.name), parameters))
 
@@ -88,18 +87,14 @@ _taken: set[tuple[str, str]] = set()
 _REMEMBERED = 10_000
 
 
-def _is_new(writer_id: str, batch_id: str) -> bool:
+def is_new(writer_id: str, batch_id: str) -> bool:
+    """Whether this process has not asked so for this ticket before: it is not likely to be there."""
     if (writer_id, batch_id) in _taken:
         return False
     if len(_taken) >= _REMEMBERED:
         _taken.clear()
     _taken.add((writer_id, batch_id))
     return True
-
-
-def _take_new(connection: Connection, writer_id: str, batch_id: str) -> set[str]:
-    only = {"writer": writer_id, "batch": batch_id}
-    return set(connection.scalars(_open_and_lock(connection.dialect.name), only))
 
 
 @lru_cache

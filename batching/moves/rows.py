@@ -177,12 +177,21 @@ def read_constants(connection: Connection, batch_ids: Iterable[str]) -> dict[str
         else:
             unknown.append(batch_id)
     if unknown:
-        met = {each.id: Constants(each.terms.lane, each.options) for each in read_batches(connection, unknown).values()}
-        if len(_constants) >= _CONSTANTS_KEPT:
-            _constants.clear()
-        _constants.update(met)
-        found |= met
+        for each in read_batches(connection, unknown).values():
+            found[each.id] = _keep(each.id, Constants(each.terms.lane, each.options))
     return found
+
+
+def remember_constants(batch_id: str, queue: str, handler: str, options: dict[str, Any]) -> Constants:
+    """What another statement read along the way."""
+    return _constants.get(batch_id) or _keep(batch_id, Constants(Lane(queue, handler), BatchOptions.from_dict(options)))
+
+
+def _keep(batch_id: str, constants: Constants) -> Constants:
+    if len(_constants) >= _CONSTANTS_KEPT:
+        _constants.clear()
+    _constants[batch_id] = constants
+    return constants
 
 
 def move_batch(connection: Connection, batch: BatchRow, to: BatchState, reason: str, **values: Any) -> None:
