@@ -7,6 +7,8 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from batching.interfaces import Lane
+from batching.moves.promotion import Plan
 from batching.policies import lane_window
 from batching.states import BatchState
 
@@ -14,9 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from batching.execution_manager import BatchExecutionManager
-    from batching.interfaces import Lane, LeaderTerm
+    from batching.interfaces import LeaderTerm
     from batching.moves.promotion import Start
-    from batching.moves.rows import BatchRow
     from batching.outlook import Active, Outlook
     from batching.settings import Settings
 
@@ -111,19 +112,17 @@ class Dispatcher:
         return running < outlook.max_running.get(queue, 1)
 
     def _start(self, term: LeaderTerm, outlook: Outlook, queue: str, handlers: frozenset[str] | None) -> Start | None:
-        started = self._execution.start_batch(queue, term, handlers, lambda row: self._room(outlook, row))
+        started = self._execution.start_batch(queue, term, Plan(handlers, self._rooms(outlook, queue), CHUNK))
         if started is not None:
             waiting = self._in_broker.get(started.lane, 0)
             self._in_broker[started.lane] = waiting + len(started.dispatches)
         return started
 
-    def _room(self, outlook: Outlook, row: BatchRow) -> int:
-        """Profiles that may be dispatched of a batch that is being promoted."""
-        lane, ceiling = row.terms.lane, row.options.window
-        if not outlook.slots(lane):
-            return 0
-        free = self._window(outlook, lane) - self._in_broker.get(lane, 0)
-        return min(free, CHUNK) if ceiling is None else min(free, CHUNK, ceiling)
+    def _rooms(self, outlook: Outlook, queue: str) -> dict[str, int]:
+        """How many profiles of each handler there is room for in the broker, for those that a live worker serves."""
+        served = {handler for worker in outlook.workers for handler in worker.handlers}
+        lanes = [lane for handler in sorted(served) if outlook.slots(lane := Lane(queue, handler))]
+        return {lane.handler: min(CHUNK, self._window(outlook, lane) - self._in_broker.get(lane, 0)) for lane in lanes}
 
     def _hungry(self, outlook: Outlook, queue: str) -> frozenset[str]:
         """Handlers of those workers of the queue whom the running batches cannot keep busy for half of their window.

@@ -25,8 +25,7 @@ if TYPE_CHECKING:
         Settlement,
         SettleResult,
     )
-    from batching.moves.promotion import Start
-    from batching.moves.rows import BatchRow
+    from batching.moves.promotion import Plan, Start
     from batching.state_manager import BatchStateManager
     from batching.states import BatchState
 
@@ -63,11 +62,9 @@ class BatchExecutionManager:
         self.republish(dispatches)
         return len(dispatches)
 
-    def start_batch(
-        self, queue: str, term: LeaderTerm, handlers: Collection[str] | None, room: Callable[[BatchRow], int]
-    ) -> Start | None:
+    def start_batch(self, queue: str, term: LeaderTerm, plan: Plan) -> Start | None:
         """Promote the next batch in line, dispatch the first of its profiles, commit, then publish."""
-        started = self._state_manager.start(queue, term, handlers, room)
+        started = self._state_manager.start(queue, term, plan)
         if started is not None:
             self.republish(started.dispatches)
         return started

@@ -27,7 +27,7 @@ from batching.moves import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Sequence
     from datetime import datetime
 
     from sqlalchemy import Connection
@@ -146,12 +146,10 @@ class BatchStateManager:
             promoted = promotion.promote(writing, queue, term, handlers)
             return None if promoted is None else promoted.id
 
-    def start(
-        self, queue: str, term: LeaderTerm, handlers: Collection[str] | None, room: Callable[[rows.BatchRow], int]
-    ) -> promotion.Start | None:
+    def start(self, queue: str, term: LeaderTerm, plan: promotion.Plan) -> promotion.Start | None:
         """Promote the next batch in line and dispatch the first of its profiles, in one transaction."""
-        with self.database.begin() as writing:
-            return promotion.start(writing, queue, term, handlers, room, self._max_losses)
+        with self.database.begin_single() as writing:
+            return promotion.start(writing, queue, term, plan, self._max_losses)
 
     def dispatch(self, batch_id: str, limit: int, term: LeaderTerm) -> list[Dispatch]:
         with self.database.begin() as writing:

@@ -7,10 +7,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import (
     ARRAY,
+    CTE,
+    JSON,
+    Integer,
     Select,
     Text,
     bindparam,
     case,
+    cast,
+    column,
     exists,
     func,
     insert,
@@ -19,25 +24,38 @@ from sqlalchemy import (
     null,
     or_,
     select,
+    true,
     update,
 )
 from sqlalchemy.dialects import postgresql
 
 from batching.database import now
+from batching.interfaces import Lane
 from batching.models import batches, counters, history, queues
 from batching.moves import profile
 from batching.moves.counters import open_row
 from batching.moves.rows import BATCH_COLUMNS, as_batch, move_batch
-from batching.moves.statements import LEADS, WRITER
+from batching.moves.statements import LEADS, WRITER, dispatch_of
 from batching.states import BatchState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Collection, Mapping
 
     from sqlalchemy import ColumnElement, Connection
 
-    from batching.interfaces import Dispatch, Lane, LeaderTerm
+    from batching.interfaces import Dispatch, LeaderTerm
     from batching.moves.rows import BatchRow
+
+
+class Plan(NamedTuple):
+    """What may be promoted, and how much of it dispatched at once."""
+
+    handlers: Collection[str] | None
+    """Only batches of these; None: the next of all."""
+    rooms: Mapping[str, int]
+    """Profiles that there is room for, by handler; none for others."""
+    most: int
+    """Profiles in one dispatch, at most; `rooms` has no more."""
 
 
 class Start(NamedTuple):
@@ -58,12 +76,9 @@ def promote(
 
     Settles the race of two leaders: the row is locked and skipped by the other, and the epoch guards the write.
     """
+    served = None if handlers is None else batches.c.handler.in_(sorted(handlers))
     parameters = {"line": queue, "writer": term.holder, "epoch": term.epoch}
-    served = None if handlers is None else tuple(sorted(handlers))
-    if connection.dialect.name == "postgresql":
-        row = connection.execute(_promote_at_once(served is None), {**parameters, "served": list(served or ())}).first()
-        return None if row is None else as_batch(row)
-    row = connection.execute(_next(None if served is None else batches.c.handler.in_(served)), parameters).first()
+    row = connection.execute(_next(served), parameters).first()
     if row is None:
         return None
     batch = as_batch(row)
@@ -73,33 +88,47 @@ def promote(
     return batch
 
 
-def start(
-    connection: Connection,
-    queue: str,
-    term: LeaderTerm,
-    handlers: Collection[str] | None,
-    room: Callable[[BatchRow], int],
-    max_losses: int,
-) -> Start | None:
-    """Promote the next batch in line, and dispatch the first of its profiles at once: one transaction instead of two.
+def start(connection: Connection, queue: str, term: LeaderTerm, plan: Plan, max_losses: int) -> Start | None:
+    """Promote the next batch in line, and dispatch the first of its profiles with it; on PostgreSQL in one statement.
 
     Settles what `promote` and `profile.dispatch` settle. The batch's row is locked, and every bulk move locks it first,
-    so this writer needs no ticket.
+    so this writer needs no ticket. The one statement looks at the batch again once it has the lock; of its profiles it
+    sees those that it saw at its start, and moves those that nobody moved since.
 
     Args:
-        connection: In a write transaction.
+        connection: In a write transaction; on PostgreSQL a statement alone is enough of one.
         queue: Whose line.
         term: The leader's.
-        handlers: As for `promote`.
-        room: How many profiles of the batch there is room for.
+        plan: What may be promoted, and how much of it dispatched.
         max_losses: As for `profile.dispatch`.
     """
-    batch = promote(connection, queue, term, handlers)
+    if connection.dialect.name == "postgresql":
+        return _start_at_once(connection, queue, term, plan, max_losses)
+    batch = promote(connection, queue, term, plan.handlers)
     if batch is None:
         return None
-    lane, limit = batch.terms.lane, room(batch)
+    lane, window = batch.terms.lane, batch.options.window
+    limit = min(plan.rooms.get(lane.handler, 0), plan.most if window is None else window)
     dispatches = profile.dispatch_some(connection, batch.id, limit, term, lane, max_losses) if limit > 0 else []
     return Start(batch.id, batch.total, lane, dispatches)
+
+
+def _start_at_once(connection: Connection, queue: str, term: LeaderTerm, plan: Plan, max_losses: int) -> Start | None:
+    parameters = {
+        "line": queue,
+        "writer": term.holder,
+        "epoch": term.epoch,
+        "served": None if plan.handlers is None else sorted(plan.handlers),
+        "handlers": list(plan.rooms),
+        "rooms": [max(0, room) for room in plan.rooms.values()],
+    }
+    rows = connection.execute(_start_statement(), parameters).all()
+    if not rows:
+        return None
+    batch_id, total, handler = rows[0][:3]
+    sent = [row[3:] for row in rows if row.number is not None]
+    lane = Lane(queue, handler)
+    return Start(batch_id, total, lane, profile.as_dispatches(sent, batch_id, lane, max_losses))
 
 
 def _next(served: ColumnElement[bool] | None) -> Select[Any]:
@@ -126,10 +155,10 @@ def _started_at() -> ColumnElement[Any]:
 
 
 @lru_cache
-def _promote_at_once(anybody: bool) -> Select[Any]:
-    """All of it in one statement; the guard repeats what the lock makes sure of, as in `move_batch`."""
-    served = None if anybody else batches.c.handler == func.any(bindparam("served", type_=ARRAY(Text())))
-    first = _next(served).cte("first")
+def _start_statement() -> Select[Any]:
+    """All of it; the guards repeat what the lock makes sure of, as in `move_batch`."""
+    served = bindparam("served", type_=ARRAY(Text()))
+    first = _next(or_(served.is_(None), batches.c.handler == func.any(served))).cte("first")
     moved = (
         update(batches)
         .where(
@@ -159,7 +188,29 @@ def _promote_at_once(anybody: bool) -> Select[Any]:
             moved.c.reason,
         ),
     )
-    opened = postgresql.insert(counters).from_select(["batch_id", "worker_id"], select(moved.c.id, WRITER))
-    return select(*(moved.c[each.name] for each in BATCH_COLUMNS)).add_cte(
-        told.cte("told"), opened.on_conflict_do_nothing().cte("opened")
+    sent = dispatch_of(moved, _room_of(moved)).cte("sent")
+    number = select(func.count()).select_from(sent).scalar_subquery()
+    counted = postgresql.insert(counters).from_select(
+        ["batch_id", "worker_id", "pending", "dispatched"], select(moved.c.id, WRITER, -number, number)
     )
+    counted = counted.on_conflict_do_update(
+        index_elements=[counters.c.batch_id, counters.c.worker_id],
+        set_={name: counters.c[name] + counted.excluded[name] for name in ("pending", "dispatched")},
+    )
+    return (
+        select(moved.c.id, moved.c.total, moved.c.handler, sent)
+        .select_from(moved.outerjoin(sent, true()))
+        .add_cte(told.cte("told"), counted.cte("counted"))
+    )
+
+
+def _room_of(moved: CTE) -> ColumnElement[int]:
+    """Of the batch's handler, and no more than the batch's own window; nothing for a handler that nobody serves."""
+    rooms = (
+        func.unnest(bindparam("handlers", type_=ARRAY(Text())), bindparam("rooms", type_=ARRAY(Integer())))
+        .table_valued(column("handler", Text()), column("room", Integer()), name="rooms")
+        .render_derived()
+    )
+    window = cast(cast(moved.c.options, JSON())["window"].as_string(), Integer())
+    least = select(func.least(rooms.c.room, window)).select_from(moved).where(rooms.c.handler == moved.c.handler)
+    return func.coalesce(least.scalar_subquery(), 0)  # LIMIT NULL would be no limit at all

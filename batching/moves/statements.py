@@ -49,6 +49,7 @@ from batching.states import TERMINAL_PROFILE_STATES, BatchState, ProfileState, S
 
 if TYPE_CHECKING:
     from sqlalchemy import ColumnElement
+    from sqlalchemy.sql.dml import ReturningUpdate
     from sqlalchemy.types import TypeEngine
 
 #: The clock, read once for the whole statement: rows that are published together must not seem to overtake each other,
@@ -117,6 +118,40 @@ def dispatch(dialect: str) -> Select[Any] | Update:
         .returning(*DISPATCHED)
     )
     return _with_dispatch_counted(moved.cte("moved")) if dialect == "postgresql" else moved
+
+
+def dispatch_of(batch: CTE, limit: ColumnElement[int]) -> ReturningUpdate[Any]:
+    """As `dispatch` on PostgreSQL, for the batch that another part of the same statement has locked and promoted."""
+    due = (
+        select(profiles.c.number)
+        .where(
+            profiles.c.batch_id == select(batch.c.id).scalar_subquery(),
+            profiles.c.dispatched_at.is_(None),
+            profiles.c.finished_at.is_(None),
+            or_(profiles.c.not_before.is_(None), profiles.c.not_before <= now()),
+        )
+        .order_by(profiles.c.number)
+        .limit(limit)
+    )
+    return (
+        update(profiles)
+        .where(
+            profiles.c.batch_id == batch.c.id,
+            batch.c.rewritten == batch.c.generation,
+            among("postgresql", due),
+            profiles.c.state == ProfileState.PENDING,
+        )
+        .values(
+            state=ProfileState.DISPATCHED,
+            generation=batch.c.generation,
+            attempts=case((profiles.c.pass_number == batch.c.pass_number, profiles.c.attempts), else_=0),
+            pass_number=batch.c.pass_number,
+            republished=0,
+            not_before=null(),
+            dispatched_at=AT_ONCE,
+        )
+        .returning(*DISPATCHED)
+    )
 
 
 def _with_dispatch_counted(moved: CTE) -> Select[Any]:
