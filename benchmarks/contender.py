@@ -134,6 +134,8 @@ class Contender(ABC):
     #: None: the controller's own environment, where the project is installed.
     requirements: str | None
     shapes: Sequence[Shape]
+    #: Whether `enqueue` has something to warm up: imports, connections.
+    warms = True
 
     def prepare(self, shape: Shape, place: Place) -> None:  # noqa: B027 - not every contender has a schema
         """Make the schema, or whatever has to exist before the first item. The database and the broker are empty."""

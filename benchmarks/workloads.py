@@ -88,7 +88,7 @@ class Workloads:
         with Stage(self._servers, subject) as stage:
             stage.produce("prepare")
             self._servers.checkpoint()
-            produced = stage.produce("enqueue", "noop", count, SIZE)
+            produced = stage.produce("enqueue", "noop", count, SIZE, _WARM)
         _check_enqueued(produced, count)
         return {"rate": count / _seconds(produced), **_production(produced)}
 

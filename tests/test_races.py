@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from batching.interfaces import ClaimResult
+
     T = TypeVar("T")
 
 OTHER = str(uuid.UUID(int=2))

@@ -112,7 +112,7 @@ class Bundle:
         for request in self.requests:
             request.on_accepted(pid, time_accepted)
         if len(self.requests) == 1:
-            # Of several, each is over within milliseconds, and nobody knows when it really began.
+            # Of several, each is over within milliseconds: its end is told, and that alone.
             tell_started(self.requests[0])
 
     def on_success(self, answers: Any, **options: Any) -> None:
@@ -188,6 +188,8 @@ class Bundle:
                     request.withdrawn()
             self.halt()
         self.salvage()
+        if cut:
+            tell_started(self.requests[-1])  # it takes so long that people may want to see it
         if unrun:
             self._sink.runs_returned(unrun)
         return not cut

@@ -10,7 +10,7 @@ import logging
 from collections import Counter, deque
 from dataclasses import dataclass
 from time import monotonic
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from batching.errors import BrokerUnavailableError
 from batching.interfaces import Lane
@@ -40,6 +40,8 @@ _RING_PAUSE: Final = 0.02
 _RING_REST: Final = 5.0
 #: Characters of payloads after which a bundle takes no further run.
 _BUNDLE_SIZE: Final = 262_144
+#: Seconds for which what the pool tells is gathered, while it has enough to do.
+_GATHER: Final = 0.002
 #: Seconds between two looks for bundles that take longer than planned.
 _RELIEF: Final = 0.05
 EVERY_QUEUE: Final = "*"
@@ -135,7 +137,8 @@ class LaneConsumer:
         self._dry = False
         self._rung = 0.0
         self._beaten = 0.0
-        self._pump_planned = self._relief_planned = False
+        self._pump_planned = self._relief_planned = self._listening = False
+        self._told: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
         self._appetite = Appetite(self.executor.slots, self.settings)
 
     @property
@@ -152,15 +155,37 @@ class LaneConsumer:
 
     def runs_ended(self, ended: Sequence[tuple[RunRequest, Outcome]]) -> None:
         """Runs are over."""
-        self.loop.call_soon(self._runs_ended, ended)
+        self._tell(self._runs_ended, ended)
 
     def bundle_ended(self, bundle: Bundle, unrun: Sequence[RunRequest]) -> None:
         """The pool is through with a bundle."""
-        self.loop.call_soon(self._bundle_ended, bundle, unrun)
+        self._tell(self._bundle_ended, bundle, unrun)
 
     def runs_returned(self, unrun: Sequence[RunRequest]) -> None:
         """Runs came out of a bundle that goes on."""
-        self.loop.call_soon(self._runs_returned, unrun)
+        self._tell(self._runs_returned, unrun)
+
+    def _tell(self, function: Callable[..., None], *arguments: Any) -> None:
+        self._told.append((function, arguments))
+        if not self._listening:
+            self._listening = True
+            self.loop.call_soon(self._listen_soon)
+
+    def _listen_soon(self) -> None:
+        # A hundred threads would wake this loop for every run; while the pool has more at its door, nothing is urgent.
+        if len(self.bundles) > self.executor.slots():
+            self.loop.call_later(_GATHER, self._listen)
+        else:
+            self._listen()
+
+    def _listen(self) -> None:
+        self._listening = False  # before the look: whoever tells after it plans another
+        while self._told:
+            function, arguments = self._told.popleft()
+            try:
+                function(*arguments)
+            except Exception:
+                logger.exception("Could not take note of what the pool told: %r", function)
 
     def _runs_ended(self, ended: Sequence[tuple[RunRequest, Outcome]]) -> None:
         if not len(self.outcomes):
@@ -236,7 +261,7 @@ class LaneConsumer:
         batch_id = first.claimed.run.batch_id
         handler = first.claimed.terms.lane.handler
         share = -(-len(self.ready) // free)
-        most = 1 if self.executor.one_by_one(handler) else min(self._appetite.bundle(handler), share)
+        most = min(self._bundle_size(handler), share)
         chosen: list[RunRequest] = []
         size = 0
         while self.ready and len(chosen) < most and size < _BUNDLE_SIZE:
@@ -247,6 +272,9 @@ class LaneConsumer:
                 chosen.append(request)
                 size += len(request.claimed.payload)
         return chosen
+
+    def _bundle_size(self, handler: str) -> int:
+        return 1 if self.executor.one_by_one(handler) else self._appetite.bundle(handler)
 
     # --- popping
 
@@ -353,7 +381,8 @@ class LaneConsumer:
             self._held_of[run.batch_id] += 1
             self._appetite.begun(request.name, len(request.claimed.payload))
         self.ready.extend(requests)
-        tell_received(requests)
+        # What is over in a moment is told when it is over, in one event: who watches pays for each of them.
+        tell_received([each for each in requests if self._bundle_size(each.name) == 1])
         return True
 
     def _forget(self, offers: Sequence[Offer]) -> None:

@@ -33,6 +33,8 @@ def send(eventer: Any, events: Sequence[dict[str, Any]]) -> None:
         eventer: Celery's dispatcher.
         events: Each with its `type`, its `uuid` and its own fields.
     """
+    if not events:
+        return
     try:
         if "task" in eventer.buffer_group:
             _buffer(eventer, events)

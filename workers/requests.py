@@ -89,6 +89,8 @@ class RunRequest(Request):
     _apply_result: Any = None
     recalled = False
     """It is given back when it comes out of its bundle unrun."""
+    announced = False
+    """Those who watch know of it: its reception was told."""
     _killed = False
 
     def __init__(
@@ -257,10 +259,13 @@ class RunRequest(Request):
 
     def received_event(self) -> dict[str, Any]:
         """What Flower shows of it before it begins."""
+        return {"type": "task-received", "uuid": self.id, **self._introduction()}
+
+    def _introduction(self) -> dict[str, Any]:
+        """What those who watch have to know of it once."""
         return {
-            "type": "task-received", "uuid": self.id, "name": self.name, "args": "()", "kwargs": self._kwargsrepr,
-            "root_id": self._root_id, "parent_id": None, "retries": self.claimed.attempt - 1, "eta": None,
-            "expires": None,
+            "name": self.name, "args": "()", "kwargs": self._kwargsrepr, "root_id": self._root_id, "parent_id": None,
+            "retries": self.claimed.attempt - 1, "eta": None, "expires": None,
         }  # fmt: skip
 
     def started_event(self) -> dict[str, Any]:
@@ -270,6 +275,8 @@ class RunRequest(Request):
     def ended_event(self, outcome: Outcome) -> dict[str, Any]:
         """How it ended: sizes and errors, never a result."""
         event: dict[str, Any] = {"type": _EVENTS[outcome.ending], "uuid": self.id}
+        if not self.announced:
+            event |= self._introduction()
         if outcome.ending is Ending.GIVEN_BACK:
             event["requeue"] = True
         elif event["type"] == "task-succeeded":
@@ -290,13 +297,17 @@ def tell_ended(sink: Sink, ended: Sequence[tuple[RunRequest, Outcome]]) -> None:
 
 
 def tell_received(requests: Sequence[RunRequest]) -> None:
-    """Tell those who watch that runs wait here."""
+    """Tell those who watch that runs are here, if they have not been told."""
     if requests and events.listens(requests[0].eventer):
-        events.send(requests[0].eventer, [each.received_event() for each in requests if each.task.send_events])
+        news = [each for each in requests if each.task.send_events and not each.announced]
+        for each in news:
+            each.announced = True
+        events.send(requests[0].eventer, [each.received_event() for each in news])
 
 
 def tell_started(request: RunRequest) -> None:
     """Tell those who watch that a run began."""
+    tell_received([request])
     if events.listens(request.eventer) and request.task.send_events:
         events.send(request.eventer, [request.started_event()])
 

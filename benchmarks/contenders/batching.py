@@ -59,7 +59,7 @@ class Batching(Contender):
 
     def __init__(self) -> None:
         self._queue: Any = None
-        self._latest = ""
+        self._submitted: list[str] = []
 
     def environment(self, shape: Shape, place: Place) -> Mapping[str, str]:
         """Where store and broker are; every other setting stays at its default."""
@@ -81,7 +81,7 @@ class Batching(Contender):
     def enqueue(self, shape: Shape, place: Place, handler: Handler, payloads: Payloads) -> None:
         """One batch; its profiles come from a generator."""
         profiles = ((payload[:8], payload) for payload in payloads)
-        self._latest = self._manager(shape, place).submit(f"bench.{handler}", profiles).id
+        self._submitted.append(self._manager(shape, place).submit(f"bench.{handler}", profiles).id)
 
     def workers(self, shape: Shape, place: Place) -> Sequence[Sequence[str]]:
         """Plain Celery workers, each with its manager as a subprocess."""
@@ -100,8 +100,9 @@ class Batching(Contender):
         return "SELECT count(*) FROM profiles WHERE state = 'succeeded'"
 
     def enqueued(self, shape: Shape, place: Place) -> int:
-        """What the statistics say of the latest batch."""
-        return int(self._manager(shape, place).statistics.counts(self._latest).pending)
+        """What the statistics say of all batches."""
+        statistics = self._manager(shape, place).statistics
+        return sum(int(statistics.counts(batch_id).pending) for batch_id in self._submitted)
 
     def close(self) -> None:
         """Close the store."""

@@ -30,6 +30,8 @@ class Copying(Contender):
         self._encoded = b""
         self._connection: Any = None
 
+    warms = False  # `ready` connects
+
     def prepare(self, shape: Shape, place: Place) -> None:
         """The project's own schema, and a batch for the rows to belong to."""
         from batching import migration
