@@ -31,6 +31,7 @@ from celery.worker.state import revoked as revoked_ids
 from batching.interfaces import Ending, Outcome
 from workers import events
 from workers.failures import describe, storable, told, type_name
+from workers.publisher import labels
 from workers.tracing import Answer, Assignment, Own, Shared, outcome_of, request_context
 
 if TYPE_CHECKING:
@@ -128,8 +129,9 @@ class RunRequest(Request):
         return self._request_dict["kwargs"]
 
     @property
-    def _kwargsrepr(self) -> Any:
-        return self._request_dict["kwargsrepr"]
+    def _kwargsrepr(self) -> str:
+        claimed = self.claimed
+        return labels(claimed.run.batch_id, claimed.key, claimed.attempt, claimed.terms.pass_number)
 
     @property
     def _delivery_info(self) -> Any:
@@ -259,13 +261,10 @@ class RunRequest(Request):
 
     def received_event(self) -> dict[str, Any]:
         """What Flower shows of it before it begins."""
-        return {"type": "task-received", "uuid": self.id, **self._introduction()}
-
-    def _introduction(self) -> dict[str, Any]:
-        """What those who watch have to know of it once."""
         return {
-            "name": self.name, "args": "()", "kwargs": self._kwargsrepr, "root_id": self._root_id, "parent_id": None,
-            "retries": self.claimed.attempt - 1, "eta": None, "expires": None,
+            "type": "task-received", "uuid": self.id, "name": self.name, "args": "()", "kwargs": self._kwargsrepr,
+            "root_id": self._root_id, "parent_id": None, "retries": self.claimed.attempt - 1, "eta": None,
+            "expires": None,
         }  # fmt: skip
 
     def started_event(self) -> dict[str, Any]:
@@ -276,7 +275,7 @@ class RunRequest(Request):
         """How it ended: sizes and errors, never a result."""
         event: dict[str, Any] = {"type": _EVENTS[outcome.ending], "uuid": self.id}
         if not self.announced:
-            event |= self._introduction()
+            event |= {"name": self.name, "args": "()", "kwargs": self._kwargsrepr, "root_id": self._root_id}
         if outcome.ending is Ending.GIVEN_BACK:
             event["requeue"] = True
         elif event["type"] == "task-succeeded":
