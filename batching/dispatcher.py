@@ -39,20 +39,25 @@ class RateMeter:
     """
 
     _DECAY = 2.0
-    #: Below this an interval says little: a burst of four in a millisecond is not 4,000 a second.
-    _SHORTEST = 0.02
+    #: Below this an interval says little: a group of a thousand that was claimed in a moment is not the rate of a lane.
+    _SHORTEST = 0.25
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._at = clock()
+        self._count = 0
         self.rate = 0.0
 
     def add(self, count: int) -> float:
         """So many since the last call; returns the rate."""
         at = self._clock()
-        elapsed = max(at - self._at, self._SHORTEST)
-        self._at = at
-        latest = count / elapsed
+        self._count += count
+        elapsed = at - self._at
+        if elapsed < self._SHORTEST:
+            self.rate = max(self.rate, self._count / self._SHORTEST)
+            return self.rate
+        latest = self._count / elapsed
+        self._at, self._count = at, 0
         share = 1.0 if latest > self.rate else 1.0 - math.exp(-elapsed / self._DECAY)
         self.rate += (latest - self.rate) * share
         return self.rate

@@ -266,7 +266,18 @@ def test_the_rate_rises_at_once_and_decays() -> None:
     assert meter.add(50) == pytest.approx(50)
     clock.at += 2
     assert meter.add(0) == pytest.approx(50 / 2.71828, rel=1e-3)
-    assert RateMeter(clock).add(4) == pytest.approx(200)  # of a burst, no more than its share of 20 ms
+    assert RateMeter(clock).add(4) == pytest.approx(16)  # of a burst, no more than its share of a quarter of a second
+
+
+def test_bursts_within_a_moment_are_one_measurement() -> None:
+    clock = Clock()
+    meter = RateMeter(clock)
+    for _ in range(5):
+        clock.at += 0.04
+        meter.add(100)
+    assert meter.rate == pytest.approx(2_000)
+    clock.at += 0.05
+    assert meter.add(0) == pytest.approx(2_000)
 
 
 def test_the_handler_of_the_desk_is_what_its_worker_serves(leader: Leader) -> None:
