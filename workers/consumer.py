@@ -490,10 +490,11 @@ class LaneConsumer:
     def _be_reborn(self) -> None:
         """This worker was declared dead: what it held is pending again, so what has not begun must not begin."""
         logger.warning("Worker %s was declared dead; going on under a new identity", self.worker_id)
-        self.info = self._fresh_identity()
-        self.registry.register(self.info)
+        # First, and without SQL in between: each that begins meanwhile is a run that others may have too.
         for request in list(self.active.values()):
             self.recall(request)
+        self.info = self._fresh_identity()
+        self.registry.register(self.info)
 
     def _fresh_identity(self) -> WorkerInfo:
         executor = self.executor
