@@ -44,11 +44,12 @@ def labels(batch_id: str, key: str, attempt: int, pass_number: int) -> str:
 
 #: Stands in a form where something of the single run goes. No key can hold it: PostgreSQL stores no NUL.
 _GAP: Final = "\0"
-_EMBED: Final = '{"callbacks":null,"errbacks":null,"chain":null,"chord":null}'
 
 
 def message(dispatch: Dispatch, key: str, origin: str) -> str:
-    """One task message, as short as JSON can be: a worker parses every byte of it.
+    """One task message, as short as can be: a worker parses every byte of it, and the broker holds a window of them.
+
+    Of the headers that the protocol calls optional, those that would say nothing are left out.
 
     Args:
         dispatch: The run that it offers.
@@ -60,7 +61,7 @@ def message(dispatch: Dispatch, key: str, origin: str) -> str:
     before, after_body, after_id, after_label, after_id_2, end = _form(
         batch_id, lane.handler, attempt, pass_number, alone, key, origin
     )
-    body = f'[[],{{"batch":"{batch_id}","number":{number},"run":{run_number}}},{_EMBED}]'
+    body = f'[[],{{"batch":"{batch_id}","number":{number},"run":{run_number}}},{{}}]'
     encoded = b2a_base64(body.encode(), newline=False).decode()
     task_id = f"{batch_id}.{number}.{run_number}"
     label = quoted(repr(profile_key))[1:-1]
@@ -74,11 +75,10 @@ def _form(batch_id: str, handler: str, attempt: int, pass_number: int, alone: bo
     mark = ',"alone":true' if alone else ""
     form = (
         f'{{"body":"{_GAP}","content-encoding":"utf-8","content-type":"application/json","headers":{{'
-        f'"lang":"py","task":{quoted(handler)},"id":"{_GAP}","shadow":null,"eta":null,"expires":null,"group":null,'
-        f'"group_index":null,"retries":{attempt - 1},"timelimit":[null,null],"root_id":"{batch_id}","parent_id":null,'
-        f'"argsrepr":"()","kwargsrepr":{shown},"origin":{quoted(origin)},"ignore_result":true,'
-        f'"replaced_task_nesting":0,"stamped_headers":null,"stamps":{{}}{mark}}},'
-        f'"properties":{{"correlation_id":"{_GAP}","reply_to":"","delivery_mode":2,"delivery_info":{{"exchange":"",'
+        f'"lang":"py","task":{quoted(handler)},"id":"{_GAP}","root_id":"{batch_id}","parent_id":null,'
+        f'"group":null,"retries":{attempt - 1},"argsrepr":"()","kwargsrepr":{shown},"origin":{quoted(origin)},'
+        f'"ignore_result":true{mark}}},'
+        f'"properties":{{"correlation_id":"{_GAP}","delivery_mode":2,"delivery_info":{{"exchange":"",'
         f'"routing_key":{quoted(key)}}},"priority":0,"body_encoding":"base64","delivery_tag":"{_GAP}"}}}}'
     )
     return form.split(_GAP)
