@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from batching.moves import leadership, profile, rows, sweep
+from batching.moves import leadership, profile, rehearsal, rows, sweep
 from batching.states import BatchState
 
 if TYPE_CHECKING:
@@ -19,6 +19,11 @@ class WorkerRegistry:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+
+    def rehearse(self, worker_id: str) -> None:
+        """Prepare this process's way to the database, so that its first profiles need not wait for it."""
+        with self._database.begin() as writing:
+            rehearsal.rehearse_worker(writing, worker_id)
 
     def register(self, info: WorkerInfo) -> None:
         """Announce a worker under its fresh id."""

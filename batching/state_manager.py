@@ -20,6 +20,7 @@ from batching.moves import (
     profile,
     promotion,
     queue_order,
+    rehearsal,
     rows,
     submission,
     sweep,
@@ -150,6 +151,11 @@ class BatchStateManager:
         """Promote the next batch in line and dispatch the first of its profiles, in one transaction."""
         with self.database.begin_single() as writing:
             return promotion.start(writing, queue, term, plan, self._max_losses)
+
+    def rehearse(self, term: LeaderTerm) -> None:
+        """Prepare a leader's way to the database, so that the first batch need not wait for it."""
+        with self.database.begin() as writing:
+            rehearsal.rehearse_leader(writing, term)
 
     def dispatch(self, batch_id: str, limit: int, term: LeaderTerm) -> list[Dispatch]:
         with self.database.begin() as writing:

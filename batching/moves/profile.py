@@ -67,17 +67,20 @@ def claim(connection: Connection, worker_id: str, runs: Sequence[RunId]) -> Clai
     Settles the race of two workers for one run (a message delivered twice): the row is `dispatched` at that run for
     the first of them only. And the race of a claim with a stop: the ticket, the batch's state and its generation.
     """
-    dialect = connection.dialect.name
     known = counters.take_ticket(connection, worker_id, {run.batch_id for run in runs})
     offered = [run for run in sorted(set(runs)) if run.batch_id in known]
-    if not offered:
-        return ClaimResult([], len(runs))
+    won = claim_some(connection, worker_id, offered, known) if offered else []
+    return ClaimResult(won, len(runs) - len(won))
+
+
+def claim_some(connection: Connection, worker_id: str, offered: list[RunId], known: Collection[str]) -> list[Claimed]:
+    """What `claim` does once it holds the ticket of the `known` batches, all that the offers are of."""
+    dialect = connection.dialect.name
     parameters = encode_rows(dialect, "offers", statements.OFFERS, offered)
     moved = connection.execute(statements.claim(dialect), {**parameters, "wanted": known, "writer": worker_id}).all()
     if dialect != "postgresql":
         _count_claimed(connection, worker_id, offered, moved)
-    won = _as_claimed(connection, moved)
-    return ClaimResult(won, len(runs) - len(won))
+    return _as_claimed(connection, moved)
 
 
 def claim_first(connection: Connection, worker_id: str, batch_id: str, runs: Sequence[RunId]) -> ClaimResult:
@@ -154,7 +157,7 @@ def _settle_at_once(
     connection: Connection, parameters: dict[str, Any], ordered: list[Settlement]
 ) -> tuple[list[RunId], frozenset[str]]:
     """Move, count and remember in one statement; returns what was late, and the batches that are stopping."""
-    unusual = sorted(_write_settlements(connection, parameters, ordered))
+    unusual = sorted(write_settlements(connection, parameters, ordered))
     late = [ordered[place - 1].run for place, _, is_late in unusual if is_late]
     return late, frozenset(ordered[place - 1].run.batch_id for place, stopping, _ in unusual if stopping)
 
@@ -163,7 +166,7 @@ def _settle_in_steps(
     connection: Connection, parameters: dict[str, Any], ordered: list[Settlement]
 ) -> tuple[list[RunId], frozenset[str]]:
     """The same for SQLite: its one write lock is held, so that nobody comes between the steps."""
-    moved = {RunId(*row[:3]): row[3:] for row in _write_settlements(connection, parameters, ordered)}
+    moved = {RunId(*row[:3]): row[3:] for row in write_settlements(connection, parameters, ordered)}
     late = [each.run for each in ordered if each.run not in moved]
     applied = [_Applied(each, *moved[each.run]) for each in ordered if each.run in moved]
     _remember_attempts(connection, parameters["holder"], applied)
@@ -171,7 +174,8 @@ def _settle_in_steps(
     return late, frozenset(connection.scalars(_stopping(connection.dialect.name), parameters))
 
 
-def _write_settlements(connection: Connection, parameters: dict[str, Any], ordered: list[Settlement]) -> Sequence[Any]:
+def write_settlements(connection: Connection, parameters: dict[str, Any], ordered: list[Settlement]) -> Sequence[Any]:
+    """What moves the rows in `settle`, once it holds the ticket of the batches `wanted`."""
     dialect = connection.dialect.name
     successes = all(each.state is ProfileState.SUCCEEDED for each in ordered)
     columns, encode = (statements.SUCCESSES, _success) if successes else (statements.OUTCOMES, _outcome)

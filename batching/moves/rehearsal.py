@@ -1,0 +1,49 @@
+"""The hot statements, once, for a batch that cannot exist: building and compiling each takes tens of milliseconds.
+
+Else the first batch that a fresh process serves would wait for it, with the whole pool.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from batching.interfaces import Lane, RunId, Settlement
+from batching.moves import counters, profile, promotion, rows
+from batching.states import ProfileState
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+    from batching.interfaces import LeaderTerm
+
+#: No UUID of version 7 is this one (https://www.rfc-editor.org/rfc/rfc9562#section-5.9).
+_NOBODY: Final = "00000000-0000-0000-0000-000000000000"
+_RUN: Final = RunId(_NOBODY, 1, 1)
+
+
+def rehearse_worker(connection: Connection, worker_id: str) -> None:
+    """Take a ticket, claim and settle, to no effect.
+
+    Args:
+        connection: In a write transaction; nothing is written.
+        worker_id: The worker's, registered or not.
+    """
+    counters.take_ticket(connection, worker_id, {_NOBODY})
+    profile.claim_some(connection, worker_id, [_RUN], {_NOBODY})
+    if connection.dialect.name == "postgresql":
+        profile.claim_first(connection, worker_id, _NOBODY, [_RUN])
+    for state in (ProfileState.SUCCEEDED, ProfileState.FAILED):
+        parameters = {"wanted": {_NOBODY}, "writer": worker_id, "holder": worker_id}
+        profile.write_settlements(connection, parameters, [Settlement(_RUN, state, state.value, 1, 1)])
+    rows.read_counted(connection, [_NOBODY])
+
+
+def rehearse_leader(connection: Connection, term: LeaderTerm) -> None:
+    """Promote and dispatch, to no effect.
+
+    Args:
+        connection: In a write transaction; nothing is written.
+        term: The leader's.
+    """
+    promotion.start(connection, "", term, promotion.Plan(None, {}, 1), 0)
+    profile.dispatch_some(connection, _NOBODY, 1, term, Lane("", ""), 0)
