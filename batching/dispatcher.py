@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from batching.interfaces import Lane
 from batching.moves.promotion import Plan
-from batching.policies import lane_window
 from batching.states import BatchState
+from batching.windows import LaneWindow
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,44 +23,14 @@ if TYPE_CHECKING:
 
 #: Profiles in one dispatch transaction: its rows are locked for as long as it takes.
 CHUNK = 2_500
+#: And in the first one for a lane that ran dry: its workers wait for it.
+_FIRST_CHUNK = 250
 #: Queues that are tried at once for what came with a hint; with more of them, a look costs less.
 _FEW = 4
 #: Seconds for which a batch is left alone when none of its waiting profiles was due.
 _NOTHING_DUE_PAUSE = 0.1
 #: And at least so many times as long as the search has taken.
 _SEARCH_SHARE = 5.0
-
-
-class RateMeter:
-    """Profiles a second, smoothed: rises at once, decays over some two seconds.
-
-    Args:
-        clock: Monotonic seconds.
-    """
-
-    _DECAY = 2.0
-    #: Below this an interval says little: a group of a thousand that was claimed in a moment is not the rate of a lane.
-    _SHORTEST = 0.25
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._at = clock()
-        self._count = 0
-        self.rate = 0.0
-
-    def add(self, count: int) -> float:
-        """So many since the last call; returns the rate."""
-        at = self._clock()
-        self._count += count
-        elapsed = at - self._at
-        if elapsed < self._SHORTEST:
-            self.rate = max(self.rate, self._count / self._SHORTEST)
-            return self.rate
-        latest = self._count / elapsed
-        self._at, self._count = at, 0
-        share = 1.0 if latest > self.rate else 1.0 - math.exp(-elapsed / self._DECAY)
-        self.rate += (latest - self.rate) * share
-        return self.rate
 
 
 class Dispatcher:
@@ -81,10 +51,11 @@ class Dispatcher:
         self._execution = execution_manager
         self._fixed_window = settings.lane_window
         self._clock = clock
-        self._meters: dict[Lane, RateMeter] = {}
-        self._in_broker: dict[Lane, int] = {}
+        self._windows: dict[Lane, LaneWindow] = {}
         self._leave_alone: dict[str, float] = {}
         self._sent: dict[str, int] = {}
+        self.pace = math.inf
+        """Seconds after which the lanes need another look: half of what is in the fullest of them is consumed then."""
 
     def promote(self, term: LeaderTerm, outlook: Outlook) -> list[Start]:
         """Let batches in: `max_running` of each queue at least, and more while those cannot fill the workers.
@@ -119,15 +90,14 @@ class Dispatcher:
     def _start(self, term: LeaderTerm, outlook: Outlook, queue: str, handlers: frozenset[str] | None) -> Start | None:
         started = self._execution.start_batch(queue, term, Plan(handlers, self._rooms(outlook, queue), CHUNK))
         if started is not None:
-            waiting = self._in_broker.get(started.lane, 0)
-            self._in_broker[started.lane] = waiting + len(started.dispatches)
+            self._window(started.lane).sent(len(started.dispatches))
         return started
 
     def _rooms(self, outlook: Outlook, queue: str) -> dict[str, int]:
         """How many profiles of each handler there is room for in the broker, for those that a live worker serves."""
         served = {handler for worker in outlook.workers for handler in worker.handlers}
         lanes = [lane for handler in sorted(served) if outlook.slots(lane := Lane(queue, handler))]
-        return {lane.handler: min(CHUNK, self._window(outlook, lane) - self._in_broker.get(lane, 0)) for lane in lanes}
+        return {lane.handler: min(CHUNK, self._window(lane).free(outlook.slots(lane))) for lane in lanes}
 
     def _hungry(self, outlook: Outlook, queue: str) -> frozenset[str]:
         """Handlers of those workers of the queue whom the running batches cannot keep busy for half of their window.
@@ -145,7 +115,8 @@ class Dispatcher:
                 supply[each.lane.handler] += (
                     each.counts.dispatched + each.counts.running + self._can_give(outlook, each)
                 )
-        windows = {lane.handler: self._window(outlook, lane) for lane in outlook.lanes() if lane.queue == queue}
+        lanes = [lane for lane in outlook.lanes() if lane.queue == queue]
+        windows = {lane.handler: self._window(lane).size(outlook.slots(lane)) for lane in lanes}
         return frozenset(
             handler
             for handlers, number in slots.items()
@@ -165,39 +136,40 @@ class Dispatcher:
     def dispatch(self, term: LeaderTerm, outlook: Outlook) -> int:
         """Fill the windows of all lanes that a live worker serves; returns how many profiles were dispatched."""
         sent = 0
+        self.pace = math.inf
         self._sent.clear()
         known = {each.row.id for each in outlook.running}
         self._leave_alone = {each: until for each, until in self._leave_alone.items() if each in known}
         for lane, active in outlook.lanes().items():
-            waiting = sum(each.counts.dispatched for each in active)
-            self._measure(lane, waiting)
-            lane_sent = self._fill(term, outlook, lane, active, waiting) if outlook.slots(lane) else 0
-            self._in_broker[lane] = waiting + lane_sent
-            sent += lane_sent
-        for lane in self._in_broker.keys() - outlook.lanes().keys():
-            del self._in_broker[lane]
+            window = self._window(lane)
+            window.look(sum(each.counts.dispatched for each in active))
+            if slots := outlook.slots(lane):
+                lane_sent = self._fill(term, window, slots, active)
+                sent += lane_sent
+                if sum(each.counts.pending for each in active) > lane_sent:
+                    self.pace = min(self.pace, window.lasts() / 2)
+        for lane in self._windows.keys() - outlook.lanes().keys():
+            del self._windows[lane]
         return sent
 
-    def _measure(self, lane: Lane, waiting: int) -> None:
-        consumed = max(0, self._in_broker.get(lane, 0) - waiting)
-        self._meters.setdefault(lane, RateMeter(self._clock)).add(consumed)
+    def _window(self, lane: Lane) -> LaneWindow:
+        if lane not in self._windows:
+            self._windows[lane] = LaneWindow(self._fixed_window, self._clock)
+        return self._windows[lane]
 
-    def _window(self, outlook: Outlook, lane: Lane) -> int:
-        meter = self._meters.get(lane)
-        return lane_window(outlook.slots(lane), meter.rate if meter else 0.0, self._fixed_window)
-
-    def _fill(self, term: LeaderTerm, outlook: Outlook, lane: Lane, active: list[Active], waiting: int) -> int:
-        free = self._window(outlook, lane) - waiting
+    def _fill(self, term: LeaderTerm, window: LaneWindow, slots: int, active: list[Active]) -> int:
+        free = window.free(slots)
         sent = 0
         for each in active:
             if free <= 0:
                 break
-            done = self._fill_from(term, each, free)
+            done = self._fill_from(term, each, free, max(_FIRST_CHUNK, 2 * slots) if window.dry else CHUNK)
+            window.sent(done)
             free -= done
             sent += done
         return sent
 
-    def _fill_from(self, term: LeaderTerm, each: Active, free: int) -> int:
+    def _fill_from(self, term: LeaderTerm, each: Active, free: int, first: int) -> int:
         """Dispatch what is due of one batch, in chunks, under its own ceiling."""
         batch_id, pending = each.row.id, each.counts.pending
         ceiling = each.row.options.window
@@ -209,7 +181,7 @@ class Dispatcher:
         self._leave_alone.pop(batch_id, None)
         sent = 0
         while sent < room:
-            wanted = min(CHUNK, room - sent)
+            wanted = min(CHUNK if sent else first, CHUNK, room - sent)
             done = self._execution.dispatch_batch(batch_id, wanted, term)
             sent += done
             if done < wanted:
@@ -222,7 +194,6 @@ class Dispatcher:
 
     def forget(self) -> None:
         """Begin anew, after a time of not being the leader."""
-        self._meters.clear()
-        self._in_broker.clear()
+        self._windows.clear()
         self._leave_alone.clear()
         self._sent.clear()

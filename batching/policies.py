@@ -40,15 +40,23 @@ def allowed_failures(options: BatchOptions, total: int) -> int:
     return options.failure_budget
 
 
-def lane_window(slots: int, rate: float, fixed: int = 0) -> int:
+#: Seconds of a lane's rate that are in the broker: the leader looks again before half of it is consumed.
+WINDOW_TIME = 0.5
+#: Messages up to which the window of a lane that ran dry grows beyond what was measured.
+_GROWN = 2_500
+
+
+def lane_window(slots: int, rate: float, fixed: int = 0, *, exhausted: int = 0) -> int:
     """Messages of one lane that may be in the broker at once.
 
     Args:
         slots: Pool slots of the live workers that serve the lane.
-        rate: Profiles settled in the lane, per second, measured.
+        rate: Profiles consumed in the lane, per second, measured.
         fixed: A setting that overrides the measurement; 0 for none.
+        exhausted: The window that the workers have just emptied, so that the rate is no more than what they were given;
+            0 when they have not.
     """
-    return fixed or max(2 * slots, math.ceil(2 * rate))
+    return fixed or max(2 * slots, math.ceil(WINDOW_TIME * rate), min(_GROWN, 4 * exhausted))
 
 
 def worker_lost(message: str) -> ErrorInfo:

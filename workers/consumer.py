@@ -38,6 +38,8 @@ logger = logging.getLogger(__name__)
 #: Seconds between two rings of the leader's doorbell, and after one that failed.
 _RING_PAUSE: Final = 0.02
 _RING_REST: Final = 5.0
+#: Seconds without an answer after which the lanes are empty.
+_DRY: Final = 0.005
 #: Characters of payloads after which a bundle takes no further run.
 _BUNDLE_SIZE: Final = 262_144
 #: Seconds for which what the pool tells is gathered, while it has enough to do.
@@ -50,6 +52,7 @@ EVERY_QUEUE: Final = "*"
 class Registry(Protocol):
     """The worker's own row in SQL; `batching.registry.WorkerRegistry`."""
 
+    def rehearse(self, worker_id: str) -> None: ...
     def register(self, info: WorkerInfo) -> None: ...
     def beat(self, worker_id: str, *, draining: bool = False) -> bool: ...
     def running(self, worker_id: str) -> list[RunId]: ...
@@ -292,6 +295,9 @@ class LaneConsumer:
         credit = self._credit()
         if credit > 0:
             self.popper.ask(self._keys, credit)
+            if len(self.active) > self.executor.slots():
+                # More than the pool can begin with, and yet it has room: do not wait for the first outcomes.
+                self.loop.call_later(_DRY, self._ring)
 
     def _popped(self, key: str, messages: Sequence[bytes], asked: int) -> None:
         self._dry = len(messages) < asked
@@ -460,6 +466,7 @@ class LaneConsumer:
         if not self.registered:
             # A fresh id for each try: one whose COMMIT was not answered may exist, and the sweep will find it silent.
             self.info = self._fresh_identity()
+            self.registry.rehearse(self.info.id)
             self.registry.register(self.info)
             self.registered = True
         elif not self.registry.beat(self.worker_id, draining=self.draining):

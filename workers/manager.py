@@ -40,6 +40,8 @@ log = structlog.get_logger("batching.manager")
 SWEEP_INTERVAL = 1.0
 #: Seconds that one tick may spend on writing bulk moves into rows before it looks at the rest again.
 REWRITE_SLICE = 0.2
+#: Seconds between two ticks at least, however quickly the lanes are emptied; a hint comes sooner.
+_SHORTEST_PAUSE = 0.02
 #: Ticks in a row without waiting, while there is more to do.
 _BUSY_TICKS = 50
 
@@ -98,7 +100,7 @@ class Manager:
             return self._settings.leader_lease / 6
         for _ in range(_BUSY_TICKS):
             if not self.tick(term) or self._stopping.is_set():
-                return self._settings.poll_interval
+                return min(self._settings.poll_interval, max(_SHORTEST_PAUSE, self._dispatcher.pace))
             if time.monotonic() - self._renewed_at > self._settings.leader_lease / 3:
                 return 0.0
         return 0.0
@@ -118,6 +120,7 @@ class Manager:
         if self._term is not None:
             log.info("leads", manager=self.id, epoch=self._term.epoch)
             self._renewed_at = started
+            self._state.rehearse(self._term)
             self._sweeper.forget()
             self._dispatcher.forget()
             self._outlook = None
