@@ -76,6 +76,30 @@ class translated_errors:  # noqa: N801 - used as a statement: `with translated_e
             ) from error
 
 
+def exchange(client: redis.Redis, *commands: tuple[Any, ...]) -> list[Any]:
+    """Send commands in one round trip and return their answers: what a pipeline does, without making one.
+
+    Whoever submits, or dispatches, a single profile waits for this.
+
+    Args:
+        client: Of `redis_client`: nothing is tried again.
+        commands: Each its name and its arguments.
+
+    Raises:
+        RedisError: Of the connection, or the first that the server answered with.
+    """
+    pool: Any = client.connection_pool
+    connection = pool.get_connection()
+    try:
+        connection.send_packed_command(connection.pack_commands(commands))
+        return [connection.read_response() for _ in commands]
+    except BaseException:
+        connection.disconnect()  # an answer may still come: nobody must take it for another's
+        raise
+    finally:
+        pool.release(connection)
+
+
 class Doorbell:
     """Wakes the leader: a list of at most one element, pushed by who has news and popped by who waits.
 
@@ -94,24 +118,13 @@ class Doorbell:
 
     def ring(self) -> None:
         """Hint that there is something to do; raises BrokerUnavailableError, which callers may ignore."""
-        pool: Any = self._client.connection_pool
         with translated_errors(self._url):
-            # What a pipeline does, without making one: whoever submits a single profile waits for this.
-            connection = pool.get_connection()
-            try:
-                connection.send_packed_command(connection.pack_commands(self._ring))
-                for _ in self._ring:
-                    connection.read_response()
-            except BaseException:
-                connection.disconnect()  # an answer may still come: nobody must take it for another's
-                raise
-            finally:
-                pool.release(connection)
+            exchange(self._client, *self._ring)
 
     def wait(self, timeout: float) -> bool:
         """Wait for a hint, at most so many seconds; whether there was one."""
         with translated_errors(self._url):
-            return self._client.blpop([self._key], timeout=timeout) is not None
+            return exchange(self._client, ("BLPOP", self._key, timeout)) != [None]
 
     def ping(self) -> None:
         """Raise BrokerUnavailableError when the broker does not answer."""
@@ -123,4 +136,4 @@ class Doorbell:
         self._client.close()
 
 
-__all__ = ["CONNECT_TIMEOUT", "SOCKET_TIMEOUT", "Doorbell", "redis_client", "translated_errors"]
+__all__ = ["CONNECT_TIMEOUT", "SOCKET_TIMEOUT", "Doorbell", "exchange", "redis_client", "translated_errors"]

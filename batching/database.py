@@ -32,6 +32,7 @@ from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from batching.answers import bound_answers, read_identifiers_as_text
+from batching.direct import Direct
 from batching.errors import ConfigurationError, DatabaseUnavailableError
 from batching.settings import mask_url
 
@@ -196,7 +197,12 @@ class Database:
         except NoSuchModuleError as error:
             raise ConfigurationError(f"cannot use the database URL {mask_url(self.url)!r}: {error}") from None
 
-    def _postgresql_engine(self) -> Engine:
+    @cached_property
+    def _direct(self) -> Direct:
+        """The short way to PostgreSQL, made on first use: one connection more."""
+        return Direct(self._postgresql_engine(isolation_level="AUTOCOMMIT"))
+
+    def _postgresql_engine(self, **more: Any) -> Engine:
         # A process that is frozen inside a transaction must not keep its locks for long: others wait for them.
         idle = 60_000 if self._timeout is None else int(self._timeout * 1000)
         # Each of our statements is led by an index. A plan that was made while a table was small, or before it had
@@ -215,7 +221,8 @@ class Database:
             if self._pooled
             else {"poolclass": NullPool}
         )
-        engine = create_engine(self._parsed, connect_args=arguments, **pool)
+        # Payloads and results are among the parameters: an error's message must not carry them into logs.
+        engine = create_engine(self._parsed, connect_args=arguments, hide_parameters=True, **pool, **more)
         read_identifiers_as_text(engine)
         if self._timeout is not None:
             bound_answers(engine, 2 * self._timeout)
@@ -226,6 +233,7 @@ class Database:
         engine = create_engine(
             self._parsed,
             connect_args={"timeout": busy, "check_same_thread": False},
+            hide_parameters=True,
             **({} if self._pooled else {"poolclass": NullPool}),
         )
 
@@ -258,14 +266,14 @@ class Database:
             yield connection
 
     @contextmanager
-    def begin_single(self) -> Iterator[Connection]:
-        """As `begin`, for one statement on PostgreSQL, which is a transaction by itself: two round trips less."""
-        if self.dialect == "sqlite":
-            with self.begin() as connection:
-                yield connection
-        else:
-            with _Translated(self), self.engine.connect() as raw:
-                yield raw.execution_options(isolation_level="AUTOCOMMIT")
+    def direct(self) -> Iterator[Direct]:
+        """On PostgreSQL, for statements that are transactions by themselves: the short way, without BEGIN and COMMIT.
+
+        Raises:
+            DatabaseUnavailableError: As `begin`.
+        """
+        with _Translated(self):
+            yield self._direct
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -280,16 +288,22 @@ class Database:
                 yield connection
 
     def close(self) -> None:
-        """Close every pooled connection. Safe to call twice."""
+        """Close every connection. Safe to call twice."""
         if "engine" in self.__dict__:
             self.engine.dispose()
             del self.__dict__["engine"]
+        if "_direct" in self.__dict__:
+            self._direct.close()
+            del self.__dict__["_direct"]
 
     def forget(self) -> None:
         """Drop the engine without closing its sockets: they belong to the process that forked this one."""
         if "engine" in self.__dict__:
             self.engine.dispose(close=False)
             del self.__dict__["engine"]
+        if "_direct" in self.__dict__:
+            self._direct.forget()
+            del self.__dict__["_direct"]
 
 
 class _Translated:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 from batching.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Sequence
+    from collections.abc import Callable, Collection, Iterable, Sequence
 
     from sqlalchemy import Connection
 
@@ -327,8 +327,14 @@ class IBatchStateManager(Protocol):
     def create_batch(self, spec: BatchSpec, connection: Connection | None = None) -> BatchReceipt:
         """Write an empty `loading` batch, or find the one that has the key."""
 
-    def submit_whole(self, spec: BatchSpec, chunk: list[ProfileInput]) -> BatchReceipt:
-        """Write a batch with all its profiles at the end of its queue at once, or find the one that has the key."""
+    def submit_whole(
+        self, spec: BatchSpec, chunk: list[ProfileInput], announce: Callable[[], object] | None = None
+    ) -> BatchReceipt:
+        """Write a batch with all its profiles at the end of its queue at once, or find the one that has the key.
+
+        `announce` is called as soon as others can see a new batch, which may be before it is durable; it is when this
+        returns.
+        """
 
     def add_profiles(self, batch_id: str, chunk: Iterable[ProfileInput], connection: Connection | None = None) -> int:
         """Append a chunk to a loading batch, renew its lease; returns the number of its last profile.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from batching.interfaces import Claimed, Ending, ErrorInfo, Outcome, Settlement
 from batching.states import ProfileState
@@ -64,6 +64,9 @@ def worker_lost(message: str) -> ErrorInfo:
     return ErrorInfo("WorkerLost", message, "worker-lost")
 
 
+_DONE: Final = ProfileState.SUCCEEDED
+
+
 def settlement(  # noqa: C901, PLR0911 - a table of endings, read best in one place
     claimed: Claimed, outcome: Outcome, max_losses: int, jitter: float
 ) -> Settlement:
@@ -75,15 +78,16 @@ def settlement(  # noqa: C901, PLR0911 - a table of endings, read best in one pl
         max_losses: Losses after which a profile runs alone, and one more fails it.
         jitter: Uniform in [0, 1), for the back-off.
     """
-    options = claimed.terms.options
     ending = outcome.ending
+    if ending is Ending.SUCCEEDED:  # first, and without what the others need: nearly all end so
+        run, attempt, terms = claimed.run, claimed.attempt, claimed.terms
+        return Settlement(run, _DONE, _DONE.value, attempt, terms.pass_number, outcome.result, charge=1)
+    options = claimed.terms.options
 
     def to(state: ProfileState, label: str, **more: object) -> Settlement:
         return Settlement(claimed.run, state, label, claimed.attempt, claimed.terms.pass_number, **more)  # type: ignore[arg-type]
 
     match ending:
-        case Ending.SUCCEEDED:
-            return to(ProfileState.SUCCEEDED, "succeeded", result=outcome.result, charge=1)
         case Ending.SKIPPED:
             return to(ProfileState.SKIPPED, "skipped", error=outcome.error, charge=1)
         case Ending.REVOKED:

@@ -161,8 +161,8 @@ class QueueManager:
         spec = BatchSpec(handler, name or str(handler), queue, key, priority, options or BatchOptions(), new)
         limits = Limits.from_settings(self.settings)
         if session is None:
-            receipt = submit(self.state_manager, spec, profiles, limits)
-            self.ring()
+            announce = None if self._doorbell is None else self.ring
+            receipt = submit(self.state_manager, spec, profiles, limits, announce)
         else:
             connection = session if isinstance(session, Connection) else session.connection()
             receipt = submit_within(self.state_manager, spec, profiles, limits, connection)

@@ -24,6 +24,9 @@ class WorkerRegistry:
         """Prepare this process's way to the database, so that its first profiles need not wait for it."""
         with self._database.begin() as writing:
             rehearsal.rehearse_worker(writing, worker_id)
+        if self._database.dialect == "postgresql":
+            with self._database.direct() as direct:
+                rehearsal.rehearse_claims(direct, worker_id)
 
     def register(self, info: WorkerInfo) -> None:
         """Announce a worker under its fresh id."""

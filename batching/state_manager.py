@@ -28,7 +28,7 @@ from batching.moves import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
     from datetime import datetime
 
     from sqlalchemy import Connection
@@ -73,11 +73,12 @@ class BatchStateManager:
         with self.database.read() as reading:
             return submission.find_key(reading, queue, key)
 
-    def submit_whole(self, spec: BatchSpec, chunk: list[ProfileInput]) -> BatchReceipt:
+    def submit_whole(
+        self, spec: BatchSpec, chunk: list[ProfileInput], announce: Callable[[], object] | None = None
+    ) -> BatchReceipt:
         while True:
             try:
-                with self.database.begin() if spec.replace_key else self.database.begin_single() as writing:
-                    return BatchReceipt(whole.write_whole(writing, spec, chunk), len(chunk), created=True)
+                return BatchReceipt(self._write_whole(spec, chunk, announce), len(chunk), created=True)
             except IntegrityError as error:
                 if not is_unique_violation(error):
                     raise
@@ -87,6 +88,21 @@ class BatchStateManager:
                 if spec.key is None:
                     raise
             # The key's holder gave it up, or was deleted, between the two statements: it is free.
+
+    def _write_whole(self, spec: BatchSpec, chunk: list[ProfileInput], announce: Callable[[], object] | None) -> str:
+        if self.database.dialect == "postgresql" and not spec.replace_key:
+            with self.database.direct() as direct:
+                batch_id = whole.write_at_once(direct, spec, chunk, flushed=announce is None)
+                if announce is not None:
+                    # The leader begins while the disk is waited for: no profile runs before, since a claim is flushed.
+                    announce()
+                    direct.execute(whole.FLUSH, {})
+                return batch_id
+        with self.database.begin() as writing:
+            batch_id = whole.write_whole(writing, spec, chunk)
+        if announce is not None:
+            announce()
+        return batch_id
 
     def add_profiles(self, batch_id: str, chunk: Iterable[ProfileInput], connection: Connection | None = None) -> int:
         if not self.database.streams:
@@ -149,13 +165,19 @@ class BatchStateManager:
 
     def start(self, queue: str, term: LeaderTerm, plan: promotion.Plan) -> promotion.Start | None:
         """Promote the next batch in line and dispatch the first of its profiles, in one transaction."""
-        with self.database.begin_single() as writing:
+        if self.database.dialect == "postgresql":
+            with self.database.direct() as direct:
+                return promotion.start_at_once(direct, queue, term, plan, self._max_losses)
+        with self.database.begin() as writing:
             return promotion.start(writing, queue, term, plan, self._max_losses)
 
     def rehearse(self, term: LeaderTerm) -> None:
         """Prepare a leader's way to the database, so that the first batch need not wait for it."""
         with self.database.begin() as writing:
             rehearsal.rehearse_leader(writing, term)
+        if self.database.dialect == "postgresql":
+            with self.database.direct() as direct:
+                rehearsal.rehearse_starts(direct, term)
 
     def dispatch(self, batch_id: str, limit: int, term: LeaderTerm) -> list[Dispatch]:
         with self.database.begin() as writing:
@@ -187,8 +209,8 @@ class BatchStateManager:
         if self.database.dialect == "postgresql" and len(batch_ids) == 1:
             [batch_id] = batch_ids
             if counters.is_new(worker_id, batch_id):
-                with self.database.begin_single() as writing:
-                    return profile.claim_first(writing, worker_id, batch_id, runs)
+                with self.database.direct() as direct:
+                    return profile.claim_first(direct, worker_id, batch_id, runs)
         with self.database.begin() as writing:
             return profile.claim(writing, worker_id, runs)
 

@@ -35,10 +35,23 @@ _QUEUE_LIMIT = 64
 _PRIORITY_LIMIT = 1_000_000
 
 
-def submit(state_manager: BatchStateManager, spec: BatchSpec, profiles: Iterable[Any], limits: Limits) -> BatchReceipt:
+def submit(
+    state_manager: BatchStateManager,
+    spec: BatchSpec,
+    profiles: Iterable[Any],
+    limits: Limits,
+    announce: Callable[[], object] | None = None,
+) -> BatchReceipt:
     """Write a small batch in one transaction, a large one in chunks that are sealed; a failure leaves nothing of it.
 
     A key that another producer is loading right now is waited for: its batch is sealed, or its lease lapses.
+
+    Args:
+        state_manager: Every write goes through it.
+        spec: What is asked for.
+        profiles: Any iterable of them.
+        limits: Of keys and payloads.
+        announce: Called as soon as others can see a new batch; see `submit_whole`.
     """
     check_spec(spec, limits)
     if spec.key is not None and not spec.replace_key:
@@ -46,14 +59,16 @@ def submit(state_manager: BatchStateManager, spec: BatchSpec, profiles: Iterable
         if held is not None:
             return held
     source = _as_source(profiles, limits)
-    return _reading(source, lambda: _write(state_manager, spec, source))
+    return _reading(source, lambda: _write(state_manager, spec, source, announce))
 
 
-def _write(state_manager: BatchStateManager, spec: BatchSpec, source: Source) -> BatchReceipt:
+def _write(
+    state_manager: BatchStateManager, spec: BatchSpec, source: Source, announce: Callable[[], object] | None
+) -> BatchReceipt:
     first = _Chunk(source, FIRST_PROFILES)
     profiles = list(first)
     if first.is_last:
-        return _patiently(state_manager, spec, lambda: state_manager.submit_whole(spec, profiles))
+        return _patiently(state_manager, spec, lambda: state_manager.submit_whole(spec, profiles, announce))
     receipt = _patiently(state_manager, spec, lambda: state_manager.create_batch(spec))
     if not receipt.created:
         return receipt
@@ -61,10 +76,13 @@ def _write(state_manager: BatchStateManager, spec: BatchSpec, source: Source) ->
         state_manager.add_profiles(receipt.id, profiles)
         for chunk in _chunks(source):
             state_manager.add_profiles(receipt.id, chunk)
-        return receipt._replace(total=state_manager.seal(receipt.id))
+        sealed = receipt._replace(total=state_manager.seal(receipt.id))
     except BaseException:
         _clean_up(state_manager, receipt.id)
         raise
+    if announce is not None:
+        announce()
+    return sealed
 
 
 def submit_within(

@@ -6,8 +6,10 @@ import uuid
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+import pytest
 from sqlalchemy import event, select, update
 
+from batching.direct import Direct
 from batching.interfaces import BatchOptions, BatchSpec, Ending, ErrorInfo, Outcome, ProfileInput, RunId, WorkerInfo
 from batching.models import batches, profiles
 from batching.moves import bulk, counters
@@ -100,10 +102,16 @@ def statements(database: Database) -> Iterator[list[str]]:
         seen.append(statement)
 
     event.listen(database.engine, "before_cursor_execute", note)
-    try:
+    execute = Direct.execute
+
+    def noted(direct: Direct, statement: Any, parameters: Any) -> Any:
+        seen.append(str(statement))
+        return execute(direct, statement, parameters)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Direct, "execute", noted)
         yield seen
-    finally:
-        event.remove(database.engine, "before_cursor_execute", note)
+    event.remove(database.engine, "before_cursor_execute", note)
 
 
 class Desk:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection, Row, Select
 
+    from batching.direct import Single
     from batching.interfaces import ErrorInfo, Lane, LeaderTerm, Settlement
 
 
@@ -83,7 +84,7 @@ def claim_some(connection: Connection, worker_id: str, offered: list[RunId], kno
     return _as_claimed(connection, moved)
 
 
-def claim_first(connection: Connection, worker_id: str, batch_id: str, runs: Sequence[RunId]) -> ClaimResult:
+def claim_first(connection: Single, worker_id: str, batch_id: str, runs: Sequence[RunId]) -> ClaimResult:
     """What `claim` does, for runs of one batch of which this worker has no ticket yet; on PostgreSQL, in one statement.
 
     Settles the same races: see `statements.claim_first`.
@@ -94,8 +95,9 @@ def claim_first(connection: Connection, worker_id: str, batch_id: str, runs: Seq
     moved = connection.execute(statements.claim_first(), given).all()
     if not moved:
         return ClaimResult([], len(runs))
-    constants = remember_constants(batch_id, *moved[0][-3:])
-    terms = Terms(constants.lane, moved[0].pass_number, constants.options)
+    *_, pass_number, queue, handler, options = moved[0]
+    constants = remember_constants(batch_id, queue, handler, options)
+    terms = Terms(constants.lane, pass_number, constants.options)
     won = [
         Claimed(RunId(batch_id, number, run), key, payload, used + 1, losses, terms)
         for _, number, run, key, payload, used, losses, *_ in sorted(tuple(row[:-3]) for row in moved)

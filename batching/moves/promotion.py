@@ -35,7 +35,7 @@ from batching.models import batches, counters, history, queues
 from batching.moves import profile
 from batching.moves.counters import open_row
 from batching.moves.rows import BATCH_COLUMNS, as_batch, move_batch
-from batching.moves.statements import LEADS, WRITER, dispatch_of
+from batching.moves.statements import LEADS, UNFLUSHED, WRITER, dispatch_of
 from batching.states import BatchState
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import ColumnElement, Connection
 
+    from batching.direct import Single
     from batching.interfaces import Dispatch, LeaderTerm
     from batching.moves.rows import BatchRow
 
@@ -96,14 +97,14 @@ def start(connection: Connection, queue: str, term: LeaderTerm, plan: Plan, max_
     sees those that it saw at its start, and moves those that nobody moved since.
 
     Args:
-        connection: In a write transaction; on PostgreSQL a statement alone is enough of one.
+        connection: In a write transaction.
         queue: Whose line.
         term: The leader's.
         plan: What may be promoted, and how much of it dispatched.
         max_losses: As for `profile.dispatch`.
     """
     if connection.dialect.name == "postgresql":
-        return _start_at_once(connection, queue, term, plan, max_losses)
+        return start_at_once(connection, queue, term, plan, max_losses)
     batch = promote(connection, queue, term, plan.handlers)
     if batch is None:
         return None
@@ -113,7 +114,8 @@ def start(connection: Connection, queue: str, term: LeaderTerm, plan: Plan, max_
     return Start(batch.id, batch.total, lane, dispatches)
 
 
-def _start_at_once(connection: Connection, queue: str, term: LeaderTerm, plan: Plan, max_losses: int) -> Start | None:
+def start_at_once(connection: Single, queue: str, term: LeaderTerm, plan: Plan, max_losses: int) -> Start | None:
+    """What `start` does on PostgreSQL: one statement, which needs no transaction around it."""
     parameters = {
         "line": queue,
         "writer": term.holder,
@@ -126,7 +128,7 @@ def _start_at_once(connection: Connection, queue: str, term: LeaderTerm, plan: P
     if not rows:
         return None
     batch_id, total, handler = rows[0][:3]
-    sent = [row[3:] for row in rows if row.number is not None]
+    sent = [row[3:] for row in rows if row[3] is not None]  # without a row of its own, the batch stands there alone
     lane = Lane(queue, handler)
     return Start(batch_id, total, lane, profile.as_dispatches(sent, batch_id, lane, max_losses))
 
@@ -186,7 +188,7 @@ def _start_statement() -> Select[Any]:
             moved.c.position,
             moved.c.generation,
             moved.c.reason,
-        ),
+        ).where(UNFLUSHED),
     )
     sent = dispatch_of(moved, _room_of(moved)).cte("sent")
     number = select(func.count()).select_from(sent).scalar_subquery()

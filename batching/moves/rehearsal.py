@@ -14,11 +14,30 @@ from batching.states import ProfileState
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
+    from batching.direct import Single
     from batching.interfaces import LeaderTerm
 
 #: No UUID of version 7 is this one (https://www.rfc-editor.org/rfc/rfc9562#section-5.9).
 _NOBODY: Final = "00000000-0000-0000-0000-000000000000"
 _RUN: Final = RunId(_NOBODY, 1, 1)
+
+
+#: Executions after which psycopg prepares a statement, and PostgreSQL keeps a plan of it for good, are five each
+#: (https://www.psycopg.org/psycopg3/docs/advanced/prepare.html,
+#: https://www.postgresql.org/docs/current/sql-prepare.html#SQL-PREPARE-NOTES).
+_TIMES: Final = 12
+
+
+def rehearse_claims(direct: Single, worker_id: str) -> None:
+    """Claim by the short way, as a worker that waits for a single profile does, until it is prepared."""
+    for _ in range(_TIMES):
+        profile.claim_first(direct, worker_id, _NOBODY, [_RUN])
+
+
+def rehearse_starts(direct: Single, term: LeaderTerm) -> None:
+    """Start the next batch of a queue that cannot exist, by the short way, until it is prepared."""
+    for _ in range(_TIMES):
+        promotion.start_at_once(direct, "", term, promotion.Plan(None, {}, 1), 0)
 
 
 def rehearse_worker(connection: Connection, worker_id: str) -> None:
@@ -30,8 +49,6 @@ def rehearse_worker(connection: Connection, worker_id: str) -> None:
     """
     counters.take_ticket(connection, worker_id, {_NOBODY})
     profile.claim_some(connection, worker_id, [_RUN], {_NOBODY})
-    if connection.dialect.name == "postgresql":
-        profile.claim_first(connection, worker_id, _NOBODY, [_RUN])
     for state in (ProfileState.SUCCEEDED, ProfileState.FAILED):
         parameters = {"wanted": {_NOBODY}, "writer": worker_id, "holder": worker_id}
         profile.write_settlements(connection, parameters, [Settlement(_RUN, state, state.value, 1, 1)])
@@ -45,5 +62,6 @@ def rehearse_leader(connection: Connection, term: LeaderTerm) -> None:
         connection: In a write transaction; nothing is written.
         term: The leader's.
     """
-    promotion.start(connection, "", term, promotion.Plan(None, {}, 1), 0)
+    if connection.dialect.name != "postgresql":
+        promotion.start(connection, "", term, promotion.Plan(None, {}, 1), 0)
     profile.dispatch_some(connection, _NOBODY, 1, term, Lane("", ""), 0)

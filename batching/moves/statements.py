@@ -68,6 +68,13 @@ LEADS = exists().where(
 #: The writer's rows of the batches that are `wanted`; only PostgreSQL counts in the same statement.
 _OURS = (counters.c.worker_id == WRITER) & is_among("postgresql", counters.c.batch_id, "wanted")
 
+#: True, and with an effect on PostgreSQL: the COMMIT of this transaction does not wait for the disk. It costs a
+#: dispatch nothing: should the server crash within that moment, the profiles are pending again, and their messages are
+#: refused. The log is written in order, so a claim flushes the dispatch that it claims
+#: (https://www.postgresql.org/docs/current/wal-async-commit.html). Not for a claim or a settlement: on their COMMIT
+#: everybody relies.
+UNFLUSHED = func.set_config("synchronous_commit", "off", True) == "off"
+
 # --- dispatch
 
 #: The columns of a profile that a message is made of.
@@ -155,7 +162,8 @@ def dispatch_of(batch: CTE, limit: ColumnElement[int]) -> ReturningUpdate[Any]:
 
 
 def _with_dispatch_counted(moved: CTE) -> Select[Any]:
-    tally = select(BATCH.label("batch_id"), func.count().label("moved")).select_from(moved).subquery("tally")
+    number = select(BATCH.label("batch_id"), func.count().label("moved")).select_from(moved)
+    tally = number.having(UNFLUSHED).subquery("tally")
     counted = (
         update(counters)
         .where(counters.c.batch_id == tally.c.batch_id, counters.c.worker_id == WRITER, tally.c.moved > 0)

@@ -6,18 +6,20 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import uuid_utils
-from sqlalchemy import Executable, Integer, String, bindparam, func, insert, select
+from sqlalchemy import Executable, Integer, String, bindparam, func, insert, literal, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from batching.database import Identifier, JSONText
 from batching.models import NOBODY, batches, counters, history, queues
 from batching.moves.loading import insert_chunk, insert_profiles, parameters_of
+from batching.moves.statements import UNFLUSHED
 from batching.moves.submission import release_key
 from batching.states import BatchState
 
 if TYPE_CHECKING:
     from sqlalchemy import ColumnElement, Connection, Insert
 
+    from batching.direct import Single
     from batching.interfaces import BatchSpec, ProfileInput
 
 _BATCH = bindparam("batch", type_=Identifier())
@@ -26,7 +28,7 @@ _TOTAL = bindparam("total", type_=Integer())
 
 
 def write_whole(connection: Connection, spec: BatchSpec, chunk: list[ProfileInput]) -> str:
-    """Write a batch, all its profiles, its counters and its history; returns its id.
+    """Write a batch, all its profiles, its counters and its history, in the caller's transaction; returns its id.
 
     Nothing is read that another transaction could change but the largest position: two batches that are sealed at once
     may get the same one, and their ids, made in order, decide (see `submission.seal`). UNIQUE (queue, key) settles the
@@ -37,9 +39,39 @@ def write_whole(connection: Connection, spec: BatchSpec, chunk: list[ProfileInpu
     """
     if spec.key is not None and spec.replace_key:
         release_key(connection, spec.queue, spec.key)
-    batch_id = str(uuid_utils.uuid7())
-    values: dict[str, Any] = {
-        "batch": batch_id,
+    if connection.dialect.name == "postgresql":
+        return write_at_once(connection, spec, chunk)
+    values = _values(spec, len(chunk))
+    for statement in _rows("sqlite"):
+        connection.execute(statement, values)
+    insert_profiles(connection, values["batch"], 1, chunk)
+    return str(values["batch"])
+
+
+def write_at_once(connection: Single, spec: BatchSpec, chunk: list[ProfileInput], *, flushed: bool = True) -> str:
+    """What `write_whole` does on PostgreSQL, by one statement, which needs no transaction around it.
+
+    Args:
+        connection: In a transaction, or without one.
+        spec: As for `write_whole`.
+        chunk: As for `write_whole`.
+        flushed: False without a transaction around it, for a COMMIT that does not wait for the disk: others see the
+            batch at once, and it must not be reported as submitted before `FLUSH` was executed too.
+    """
+    values = _values(spec, len(chunk))
+    statement = _all_at_once(with_profiles=bool(chunk), flushed=flushed)
+    connection.execute(statement, values | parameters_of("postgresql", chunk))
+    return str(values["batch"])
+
+
+#: Returns when everything that was committed before is on the disk: it writes a line of its own into the log, which is
+#: flushed in order (https://www.postgresql.org/docs/current/functions-admin.html#FUNCTIONS-REPLICATION).
+FLUSH = select(func.pg_logical_emit_message(literal(value=True), literal("batching"), literal("")))
+
+
+def _values(spec: BatchSpec, total: int) -> dict[str, Any]:
+    return {
+        "batch": str(uuid_utils.uuid7()),
         "queue": spec.queue,
         "key": spec.key,
         "name": spec.name,
@@ -47,26 +79,20 @@ def write_whole(connection: Connection, spec: BatchSpec, chunk: list[ProfileInpu
         "priority": spec.priority,
         "last_pass": spec.options.max_passes,
         "options": spec.options.as_dict(),
-        "total": len(chunk),
+        "total": total,
     }
-    if connection.dialect.name == "postgresql":
-        connection.execute(_all_at_once(with_profiles=bool(chunk)), values | parameters_of("postgresql", chunk))
-        return batch_id
-    for statement in _rows("sqlite"):
-        connection.execute(statement, values)
-    insert_profiles(connection, batch_id, 1, chunk)
-    return batch_id
 
 
 @lru_cache
-def _all_at_once(*, with_profiles: bool) -> Executable:
+def _all_at_once(*, with_profiles: bool, flushed: bool) -> Executable:
     """One statement: foreign keys are checked at its end, when everything is there."""
-    *others, last = [*_rows("postgresql"), *([insert_chunk("postgresql")] if with_profiles else [])]
+    rows = _rows("postgresql", flushed=flushed)
+    *others, last = [*rows, *([insert_chunk("postgresql")] if with_profiles else [])]
     return last.add_cte(*(each.cte(f"write_{number}") for number, each in enumerate(others)))
 
 
 @lru_cache
-def _rows(dialect: str) -> list[Insert]:
+def _rows(dialect: str, *, flushed: bool = True) -> list[Insert]:
     """Everything but the profiles, in the order of the foreign keys."""
     build = postgresql if dialect == "postgresql" else sqlite
     batch = insert(batches).values(
@@ -83,14 +109,18 @@ def _rows(dialect: str) -> list[Insert]:
         total=_TOTAL,
         sealed=True,
     )
-    line = insert(history).values(
-        batch_id=_BATCH,
-        from_state=BatchState.LOADING,
-        to_state=BatchState.QUEUED,
-        pass_number=1,
-        position=_tail(),
-        generation=0,
-        reason="submitted",
+    submitted = select(
+        _BATCH,
+        literal(BatchState.LOADING.value),
+        literal(BatchState.QUEUED.value),
+        literal(1),
+        _tail(),
+        literal(0),
+        literal("submitted"),
+    )
+    line = insert(history).from_select(
+        ["batch_id", "from_state", "to_state", "pass_number", "position", "generation", "reason"],
+        submitted if flushed else submitted.where(UNFLUSHED),
     )
     return [
         build.insert(queues).values(name=_QUEUE).on_conflict_do_nothing(),

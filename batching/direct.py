@@ -1,0 +1,170 @@
+"""Statements that are a transaction by themselves, straight through psycopg: the way of whoever waits for one profile.
+
+SQLAlchemy compiles each of them once, and then stays out of the way. What it does for an execution (the pool, the key
+of its cache, contexts, results) is little for a group of profiles; but a process that has just woken up pays half a
+millisecond for it, and three of these statements lie between a submission and the start of its handler.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+
+from sqlalchemy.exc import DBAPIError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from sqlalchemy import Dialect, Engine, Executable, PoolProxiedConnection
+
+#: Seconds for which an idle connection is held; then the pool decides whether it is still good.
+_HELD: Final = 600.0
+
+
+class Rows(Protocol):
+    """What an execution gives."""
+
+    def all(self) -> Sequence[Sequence[Any]]:
+        """Every row."""
+
+
+class Single(Protocol):
+    """What executes statements, one at least: a `Direct`, or SQLAlchemy's own connection in a transaction."""
+
+    @property
+    def dialect(self) -> Dialect:
+        """Its name tells PostgreSQL from SQLite."""
+
+    def execute(self, statement: Executable, parameters: Mapping[str, Any]) -> Rows:
+        """Execute one statement."""
+
+
+class _Compiled(NamedTuple):
+    """A statement as psycopg takes it."""
+
+    text: str
+    constants: dict[str, Any]
+    encoders: list[tuple[str, Callable[[Any], Any]]]
+    decoders: list[tuple[int, Callable[[Any], Any]]]
+
+
+class _Fetched(NamedTuple):
+    """Rows that are here already."""
+
+    rows: Sequence[Sequence[Any]]
+
+    def all(self) -> Sequence[Sequence[Any]]:
+        return self.rows
+
+
+class Direct:
+    """Executes statements, each of which is committed when `execute` returns. Any number of threads may.
+
+    Args:
+        engine: Of the psycopg dialect, in AUTOCOMMIT. Of its connections one is held, the others come from its pool.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.dialect: Dialect = engine.dialect
+        self._engine = engine
+        self._compiled: dict[Executable, _Compiled] = {}
+        self._held: list[tuple[PoolProxiedConnection, float]] = []
+
+    def execute(self, statement: Executable, parameters: Mapping[str, Any]) -> Rows:
+        """Execute one statement.
+
+        Args:
+            statement: One that lives as long as this process: it is compiled once.
+            parameters: By name.
+
+        Raises:
+            DBAPIError: As SQLAlchemy raises it, without the parameters: payloads are among them.
+        """
+        compiled = self._compiled.get(statement) or self._compile(statement)
+        values = {**compiled.constants, **parameters}
+        for name, encode in compiled.encoders:
+            values[name] = encode(values[name])
+        connection = self._take()
+        driver: Any = connection.driver_connection
+        try:
+            cursor = driver.execute(compiled.text, values)
+            rows = cursor.fetchall() if cursor.description is not None else []
+        except Exception as error:
+            if driver.closed or driver.broken:
+                connection.invalidate(error)
+            self._give(connection)
+            base: Any = self.dialect.loaded_dbapi.Error
+            if not isinstance(error, base):
+                raise
+            raise DBAPIError.instance(
+                compiled.text, None, error, base, hide_parameters=True, dialect=self.dialect
+            ) from error
+        except BaseException:
+            # Interrupted with an answer on its way, which nobody must take for another's.
+            connection.invalidate()
+            raise
+        self._give(connection)
+        return _Fetched(_decoded(rows, compiled.decoders) if compiled.decoders else rows)
+
+    def close(self) -> None:
+        """Close every connection. Safe to call twice."""
+        while self._held:
+            self._held.pop()[0].close()
+        self._engine.dispose()
+
+    def forget(self) -> None:
+        """Let go of connections that belong to the process that forked this one, without a word to the server."""
+        _inherited.extend(self._held)
+        self._held.clear()
+        self._engine.dispose(close=False)
+
+    def _take(self) -> PoolProxiedConnection:
+        try:
+            connection, since = self._held.pop()
+        except IndexError:
+            return self._engine.raw_connection()
+        if time.monotonic() - since < _HELD and connection.is_valid:
+            return connection
+        connection.close()
+        return self._engine.raw_connection()
+
+    def _give(self, connection: PoolProxiedConnection) -> None:
+        if connection.is_valid and not self._held:
+            self._held.append((connection, time.monotonic()))
+        else:
+            connection.close()
+
+    def _compile(self, statement: Any) -> _Compiled:
+        compiled = statement.compile(dialect=self.dialect)
+        constants, encoders = {}, []
+        for name, value in compiled.params.items():
+            parameter = compiled.binds[name]
+            encode = parameter.type.dialect_impl(self.dialect).bind_processor(self.dialect)
+            if not parameter.required:
+                constants[name] = value if encode is None else encode(value)
+            elif encode is not None:
+                encoders.append((name, encode))
+        columns = enumerate(getattr(statement, "selected_columns", ()))
+        decoders = [
+            (place, decode)
+            for place, column in columns
+            if (decode := column.type.dialect_impl(self.dialect).result_processor(self.dialect, None)) is not None
+        ]
+        made = self._compiled[statement] = _Compiled(str(compiled), constants, encoders, decoders)
+        return made
+
+
+#: Never used, and never closed: the server would take it for the word of the process that opened them.
+_inherited: list[Any] = []
+
+
+def _decoded(
+    rows: Sequence[Sequence[Any]], decoders: Sequence[tuple[int, Callable[[Any], Any]]]
+) -> list[tuple[Any, ...]]:
+    found = []
+    for row in rows:
+        values = list(row)
+        for place, decode in decoders:
+            values[place] = decode(values[place])
+        found.append(tuple(values))
+    return found
