@@ -242,6 +242,13 @@ def _traffic(results: Results) -> list[Goal]:
 def _events(results: Results) -> Goal:
     on = results.series("events", OURS, f"{_PREFORK}, Flower", "durable_rate")
     off = results.series("events", OURS, _PREFORK, "durable_rate")
-    seen = spread(list(results.series("events", OURS, f"{_PREFORK}, Flower", "events_per_item").values()))
-    note = f"Flower had received {seen.median:.2f} events per profile" if seen else ""
+    seen, lag = (
+        spread(list(results.series("events", OURS, f"{_PREFORK}, Flower", name).values()))
+        for name in ("events_per_item", "events_lag")
+    )
+    note = (
+        f"Flower received {seen.median:.2f} events per profile, the last {lag.median:.1f} s after the drain"
+        if seen and lag
+        else ""
+    )
     return Goal(9, "durable drain with Flower open and events on, against off", paired(on, off), 0.7, 0.85, note=note)

@@ -113,7 +113,10 @@ class Workloads:
             stage.preload("noop", count, SIZE)
             values, _ = drain(stage, count, _TIMEOUT)
             if page is not None:
-                values["events_per_item"] = seen(page) / count
+                ended = time.monotonic()
+                values["events_at_the_end"] = seen(page) / count
+                stage.wait_for(lambda: seen(page), count, _TIMEOUT, "events seen by Flower")
+                values |= {"events_per_item": seen(page) / count, "events_lag": time.monotonic() - ended}
             return values
 
     def _profile(self, subject: Subject, count: int) -> dict[str, Any]:

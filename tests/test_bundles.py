@@ -179,6 +179,9 @@ class Rig:
     def runs_ended(self, ended: Sequence[tuple[RunRequest, Outcome]]) -> None:
         self.ended += [(request.claimed.key, outcome.ending) for request, outcome in ended]
 
+    def tell_in_time(self, eventer: Any, events: Sequence[dict[str, Any]]) -> None:
+        raise AssertionError("nobody watches")
+
     def bundle_ended(self, bundle: Bundle, unrun: Sequence[RunRequest]) -> None:
         self.over.append(bundle)
         self.runs_returned(unrun)

@@ -1,28 +1,35 @@
-"""What the hot path costs, in what can be counted: statements, rows touched, Redis commands. Never in seconds."""
+"""What the hot path costs, in what can be counted: statements, rows, Redis commands, allocations. Never in seconds."""
 
 from __future__ import annotations
 
+import gc
 import re
+import sys
+import uuid
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from celery import Celery
 from sqlalchemy import event, text
 
 from batching.database import Database
 from batching.execution_manager import BatchExecutionManager
+from batching.interfaces import BatchOptions, Claimed, Dispatch, Lane, RunId, Terms
 from batching.moves import profile, statements
 from batching.outlook import look
-from tests.accounting import DONE, FAILED, Desk, assert_accounted, end, plant_batch
+from tests.accounting import DONE, FAILED, HANDLER, Desk, assert_accounted, end, plant_batch
 from tests.recording import RecordingPublisher
-from workers.publisher import CHUNK, RedisPublisher
+from workers.offers import Reader
+from workers.publisher import CHUNK, RedisPublisher, lane_key, message
+from workers.requests import RunRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from sqlalchemy import Connection
 
-    from batching.interfaces import Dispatch
     from tests.servers import PostgresServer, ValkeyServer
 
 #: Statements of one group, BEGIN and COMMIT included. SQLite counts in a statement of its own, and makes no round trip.
@@ -186,3 +193,74 @@ def test_a_thousand_messages_of_a_lane_take_a_few_commands(valkey_server: Valkey
 
     assert len(dispatches) == 1_000
     assert calls(after) - calls(before) <= 1_000 // CHUNK
+
+
+# --- memory: what is held for one run, in blocks of Python's allocator, whatever their size
+
+
+def blocks(make: Callable[[], Any]) -> tuple[int, Any]:
+    """Blocks that the result of a call holds."""
+    gc.collect()
+    gc.disable()
+    try:
+        before = sys.getallocatedblocks()
+        made = make()
+        return sys.getallocatedblocks() - before, made
+    finally:
+        gc.enable()
+
+
+def offers(count: int) -> list[bytes]:
+    batch_id = str(uuid.uuid4())
+    lane = Lane("default", HANDLER)
+    dispatches = [Dispatch(RunId(batch_id, n, 1), f"k{n}", lane, 1, 1, alone=False) for n in range(1, count + 1)]
+    return [message(each, lane_key("guard:", lane), "1@host").encode() for each in dispatches]
+
+
+def test_a_message_is_short() -> None:
+    assert max(map(len, offers(1_000))) <= 900
+
+
+def test_reading_a_message_holds_little() -> None:
+    raws = offers(1_000)
+    reader = Reader({HANDLER})
+    key = lane_key("guard:", Lane("default", HANDLER))
+    reader.read(key, raws[0])
+    held, read = blocks(lambda: [reader.read(key, raw) for raw in raws])
+    assert len(read) == 1_000
+    assert None not in read
+    assert held <= 7 * 1_000
+
+
+def test_a_claimed_run_holds_little() -> None:
+    app = Celery("guard", broker="memory://", set_as_current=False)
+    task = app.task(name=HANDLER, shared=False)(lambda: None)
+    consumer = SimpleNamespace(app=app, hostname="guard@host", event_dispatcher=None)
+    terms = Terms(Lane("default", HANDLER), 1, BatchOptions())
+    runs = [Claimed(RunId(str(uuid.uuid4()), n, 1), f"k{n}", '"go"', 1, 0, terms) for n in range(1_000)]
+
+    def request(run: Claimed) -> RunRequest:
+        nobody: Any = None
+        return RunRequest(run, "me", task=task, consumer=consumer, sink=nobody, result_limit=65_536)
+
+    request(runs[0])
+    held, _ = blocks(lambda: [request(run) for run in runs])
+    assert held <= 7 * 1_000
+
+
+def test_settling_successes_sends_each_text_once(desk: Desk) -> None:
+    """What travels for a group of successes is their ids and results, and nothing that all of them have in common."""
+    desk.register()
+    batch_id = desk.start(GROUP)
+    claimed = desk.claim(batch_id, GROUP)
+    sizes: list[int] = []
+
+    def note(connection: Any, cursor: Any, statement: str, parameters: Any, *rest: Any) -> None:
+        given = parameters.values() if isinstance(parameters, dict) else parameters
+        sizes.append(sum(len(each) for each in given if isinstance(each, str)))
+
+    event.listen(desk.database.engine, "before_cursor_execute", note)
+    desk.settle(claimed)
+    event.remove(desk.database.engine, "before_cursor_execute", note)
+    result = len('{"ok":true}') + 4  # and its quotes
+    assert max(sizes) <= GROUP * (36 + 8 + 8 + result) + 200

@@ -16,6 +16,7 @@ from batching.errors import BrokerUnavailableError
 from batching.interfaces import Lane
 from workers.appetite import Appetite
 from workers.bundles import Bundle
+from workers.events import Pace
 from workers.gate import SqlGate
 from workers.identity import announce
 from workers.offers import Offer, Reader
@@ -84,6 +85,9 @@ class Executor(Protocol):
     def execute(self, bundle: Bundle) -> None:
         """Hand runs to the pool; they will call `runs_ended` and `bundle_ended`."""
 
+    def flush(self) -> None:
+        """Let what was handed over reach the pool at once."""
+
     def withdraw(self, bundle: Bundle) -> bool:
         """Take a bundle that has not begun out of the pool; False when it may begin all the same."""
 
@@ -143,6 +147,9 @@ class LaneConsumer:
         self._pump_planned = self._relief_planned = self._listening = False
         self._told: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
         self._appetite = Appetite(self.executor.slots, self.settings)
+        self.pace = Pace(self.loop, self._more_to_run)
+        """Events that are told when there is time."""
+        self.tell_in_time = self.pace.keep
 
     @property
     def worker_id(self) -> str:
@@ -173,6 +180,10 @@ class LaneConsumer:
         if not self._listening:
             self._listening = True
             self.loop.call_soon(self._listen_soon)
+
+    def _more_to_run(self) -> bool:
+        """Whether this worker holds more than it can run at once."""
+        return len(self.active) > self.executor.slots()
 
     def _listen_soon(self) -> None:
         # A hundred threads would wake this loop for every run; while the pool has more at its door, nothing is urgent.
@@ -235,12 +246,15 @@ class LaneConsumer:
             self.loop.call_soon(self.pump)
 
     def _hand_over(self) -> None:
+        if not self.ready:
+            return
         while self.ready and (free := self.executor.handover(len(self.bundles)) - len(self.bundles)) > 0:
             if requests := self._next_bundle(free):
                 bundle = Bundle(requests, self)
                 self.bundles.add(bundle)
                 self.executor.execute(bundle)
                 self._plan_relief(bundle)
+        self.executor.flush()
 
     def _plan_relief(self, bundle: Bundle) -> None:
         if len(bundle.requests) > 1 and not self._relief_planned:

@@ -117,4 +117,5 @@ class Drain:
     def _end(self) -> None:
         self._done = True
         self._consumer.on_quiet = None
+        self._consumer.pace.hurry()
         self._finished()

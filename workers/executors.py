@@ -39,6 +39,13 @@ class PoolExecutor:
         self.hostname = str(controller.hostname)
         self._controller = controller
         self._result_limit = result_limit
+        self._tasks: dict[str, Any] = {}
+
+    def _task(self, handler: str) -> Any:
+        """A handler's task; looking it up in the application takes longer than all else that is done for a run here."""
+        if handler not in self._tasks:
+            self._tasks[handler] = self._controller.app.tasks[handler]
+        return self._tasks[handler]
 
     def slots(self) -> int:
         """Runs that can go on at once; the pool may grow and shrink."""
@@ -64,7 +71,7 @@ class PoolExecutor:
         request = RunRequest(
             claimed,
             holder,
-            task=self._controller.app.tasks[claimed.terms.lane.handler],
+            task=self._task(claimed.terms.lane.handler),
             consumer=celery_consumer,
             sink=consumer,
             result_limit=self._result_limit,
@@ -74,7 +81,7 @@ class PoolExecutor:
 
     def one_by_one(self, handler: str) -> bool:
         """Whether runs of a handler must go to the pool one by one: it counts time limits and tasks by the job."""
-        task = self._controller.app.tasks[handler]
+        task = self._task(handler)
         limits = (task.time_limit, task.soft_time_limit, self._controller.time_limit, self._controller.soft_time_limit)
         return any(limits) or bool(self._controller.max_tasks_per_child)
 
@@ -85,6 +92,14 @@ class PoolExecutor:
         except Exception:
             logger.exception("The pool did not take run %s; it is given back", bundle.requests[0].id)
             bundle.give_back()
+
+    def flush(self) -> None:
+        """Write what was handed over to children that wait for it, now; prefork's loop would in its next turn."""
+        if self.pool == "prefork":
+            processes = self._controller.pool._pool  # noqa: SLF001 - Celery gives the hub what we give it here
+            idle = [fd for fd in processes._all_inqueues if fd not in processes._busy_workers]  # noqa: SLF001
+            if idle:
+                self._controller.hub.consolidate_callback(idle)
 
     def withdraw(self, bundle: Bundle) -> bool:
         """Take a bundle that has not begun out of the pool; False when it may begin all the same."""

@@ -60,6 +60,9 @@ class Sink(Protocol):
     def runs_ended(self, ended: Sequence[tuple[RunRequest, Outcome]]) -> None:
         """They are over; called once for each."""
 
+    def tell_in_time(self, eventer: Any, events: Sequence[dict[str, Any]]) -> None:
+        """Send events of runs of which those who watch know nothing else; see `events.Pace`."""
+
 
 class RunRequest(Request):
     """One claimed run in Celery's hands.
@@ -290,9 +293,13 @@ class RunRequest(Request):
 def tell_ended(sink: Sink, ended: Sequence[tuple[RunRequest, Outcome]]) -> None:
     """Tell that runs are over: first the one who settles them, then those who watch."""
     sink.runs_ended(ended)
-    if ended and events.listens(ended[0][0].eventer):
+    if ended and events.listens(eventer := ended[0][0].eventer):
         shown = [pair for pair in ended if pair[0].task.send_events and pair[1].ending in _EVENTS]
-        events.send(ended[0][0].eventer, [request.ended_event(outcome) for request, outcome in shown])
+        known = [request.ended_event(outcome) for request, outcome in shown if request.announced]
+        others = [request.ended_event(outcome) for request, outcome in shown if not request.announced]
+        events.send(eventer, known)  # at once, as their other events were
+        if others:
+            sink.tell_in_time(eventer, others)
 
 
 def tell_received(requests: Sequence[RunRequest]) -> None:
