@@ -72,7 +72,7 @@ def test_a_burst_is_told_in_groups_while_there_is_more_to_run(rig: Rig) -> None:
     while len(rig.pace):
         rig.turn()
         sizes.append(len(rig.watcher.ids))
-    assert sizes == [200, 400, 450]
+    assert sizes == [100, 200, 300, 400, 450]
     assert rig.watcher.ids == [str(n) for n in range(450)]
 
 

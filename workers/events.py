@@ -25,9 +25,9 @@ logger = logging.getLogger(__name__)
 _GROUP: Final = 500
 
 
-#: While a worker has more to run: seconds between two groups of events, and events in each. Together 4,000 a second.
+#: While a worker has more to run: seconds between two groups of events, and events in each. Together 2,000 a second.
 _PAUSE: Final = 0.05
-_PACE: Final = 200
+_PACE: Final = 100
 #: Events that wait, at most: a burst is spread out; whoever runs on at that speed is told of at the speed of its runs.
 _MOST: Final = 20_000
 

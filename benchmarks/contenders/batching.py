@@ -78,6 +78,11 @@ class Batching(Contender):
         migration.upgrade(database)
         database.close()
 
+    def ready(self, shape: Shape, place: Place, payloads: Payloads) -> None:
+        """Import and connect: a producer's growth is what it needs for its profiles, not what it is made of."""
+        with self._manager(shape, place).database.read():
+            return
+
     def enqueue(self, shape: Shape, place: Place, handler: Handler, payloads: Payloads) -> None:
         """One batch; its profiles come from a generator."""
         profiles = ((payload[:8], payload) for payload in payloads)
