@@ -190,20 +190,12 @@ def test_the_window_is_twice_the_slots_until_a_rate_is_known(leader: Leader) -> 
 
 
 def test_the_window_grows_with_the_rate(leader: Leader) -> None:
-    batch_id = leader.desk.submit(2_000)
+    batch_id = leader.desk.submit(200)
     leader.ticks(2)
     leader.work()
     leader.tick()
-    # 8 in a quarter of a second are as many as there were: twice the slots.
-    assert leader.sent(batch_id) == 8 + 8
-    sent = []
-    for _ in range(4):
-        before = leader.sent(batch_id)
-        leader.work()
-        leader.tick()
-        sent.append(leader.sent(batch_id) - before)
-    assert sent == sorted(sent)
-    assert sent[-1] > 100
+    # 8 in a quarter of a second are 32 a second: half a second of that.
+    assert 8 + 13 <= leader.sent(batch_id) <= 8 + 16
 
 
 def test_a_fixed_window_is_kept(database: Database) -> None:
