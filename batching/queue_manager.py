@@ -154,7 +154,8 @@ class QueueManager:
 
         Raises:
             InvalidInputError: A profile or an argument is not acceptable; nothing of the batch is left.
-            DatabaseUnavailableError: The database cannot be reached; nothing of the batch is left.
+            DatabaseUnavailableError: The database cannot be reached; nothing of the batch is left, unless only the
+                answer got lost. With a `key`, submitting again is safe either way.
         """
         if options is not None and not isinstance(options, BatchOptions):
             raise InvalidInputError(f"options takes a BatchOptions, not {type(options).__name__}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from batching.interfaces import Lane, RunId, Settlement
+from batching.models import NOBODY
 from batching.moves import counters, profile, promotion, rows
 from batching.states import ProfileState
 
@@ -17,11 +18,8 @@ if TYPE_CHECKING:
     from batching.direct import Single
     from batching.interfaces import LeaderTerm
 
-#: No UUID of version 7 is this one (https://www.rfc-editor.org/rfc/rfc9562#section-5.9).
-_NOBODY: Final = "00000000-0000-0000-0000-000000000000"
-_RUN: Final = RunId(_NOBODY, 1, 1)
-
-
+#: Of a batch that cannot be: its id is no UUID of version 7 (https://www.rfc-editor.org/rfc/rfc9562#section-5.9).
+_RUN: Final = RunId(NOBODY, 1, 1)
 #: Executions after which psycopg prepares a statement, and PostgreSQL keeps a plan of it for good, are five each
 #: (https://www.psycopg.org/psycopg3/docs/advanced/prepare.html,
 #: https://www.postgresql.org/docs/current/sql-prepare.html#SQL-PREPARE-NOTES).
@@ -31,7 +29,7 @@ _TIMES: Final = 12
 def rehearse_claims(direct: Single, worker_id: str) -> None:
     """Claim by the short way, as a worker that waits for a single profile does, until it is prepared."""
     for _ in range(_TIMES):
-        profile.claim_first(direct, worker_id, _NOBODY, [_RUN])
+        profile.claim_first(direct, worker_id, NOBODY, [_RUN])
 
 
 def rehearse_starts(direct: Single, term: LeaderTerm) -> None:
@@ -47,12 +45,12 @@ def rehearse_worker(connection: Connection, worker_id: str) -> None:
         connection: In a write transaction; nothing is written.
         worker_id: The worker's, registered or not.
     """
-    counters.take_ticket(connection, worker_id, {_NOBODY})
-    profile.claim_some(connection, worker_id, [_RUN], {_NOBODY})
+    counters.take_ticket(connection, worker_id, {NOBODY})
+    profile.claim_some(connection, worker_id, [_RUN], {NOBODY})
     for state in (ProfileState.SUCCEEDED, ProfileState.FAILED):
-        parameters = {"wanted": {_NOBODY}, "writer": worker_id, "holder": worker_id}
+        parameters = {"wanted": {NOBODY}, "writer": worker_id, "holder": worker_id}
         profile.write_settlements(connection, parameters, [Settlement(_RUN, state, state.value, 1, 1)])
-    rows.read_counted(connection, [_NOBODY])
+    rows.read_counted(connection, [NOBODY])
 
 
 def rehearse_leader(connection: Connection, term: LeaderTerm) -> None:
@@ -64,4 +62,4 @@ def rehearse_leader(connection: Connection, term: LeaderTerm) -> None:
     """
     if connection.dialect.name != "postgresql":
         promotion.start(connection, "", term, promotion.Plan(None, {}, 1), 0)
-    profile.dispatch_some(connection, _NOBODY, 1, term, Lane("", ""), 0)
+    profile.dispatch_some(connection, NOBODY, 1, term, Lane("", ""), 0)
