@@ -13,7 +13,7 @@ from batching.errors import (
     UnknownBatchError,
 )
 from batching.handlers import Profile, profile_handler
-from batching.interfaces import BatchOptions, Requeue
+from batching.options import BatchOptions, Requeue
 from batching.states import BatchState, ProfileState
 
 __all__ = [

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final, Self
 from batching.encoding import Limits, check_key, decode_json, encode_payload, kind, not_acceptable, short
 from batching.errors import InvalidInputError
 from batching.formats import FORMATS, Lines, no_columns, read_entries
-from batching.interfaces import ProfileInput
+from batching.options import ProfileInput
 
 if TYPE_CHECKING:
     from types import TracebackType

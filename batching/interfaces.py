@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
-
-from batching.errors import InvalidInputError
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence
 
     from sqlalchemy import Connection
 
+    from batching.options import BatchOptions, BatchReceipt, BatchSpec, ProfileInput
     from batching.states import BatchState, ProfileState, StopTarget
 
 
@@ -51,124 +49,6 @@ class Lane(NamedTuple):
 
     queue: str
     handler: str
-
-
-class Requeue(StrEnum):
-    """Where a batch goes whose pass failed and that has passes left."""
-
-    TAIL = "tail"
-    """The end of the queue: it never holds up the others."""
-    FRONT = "front"
-    """Before all others of its priority."""
-    KEEP = "keep"
-    """Its old position."""
-    PARK = "park"
-    """Paused, for a person to look at."""
-
-
-@dataclass(frozen=True, slots=True)
-class BatchOptions:
-    """How a batch runs. Immutable once submitted.
-
-    Args:
-        max_attempts: Tries of one profile inside one pass.
-        max_passes: Turns of the batch before it is `failed`.
-        failure_budget: Failed profiles that a pass may have: a count (int), or a ratio of the sealed total, rounded
-            down (float below 1).
-        fail_fast: Stop the pass as soon as the budget is spent; False lets the pass run to its end.
-        requeue: Where the batch goes after a failed pass.
-        window: Ceiling of its profiles in the broker at once; None for the lane's own.
-        retry_backoff: Seconds before the second attempt; doubles each time, with full jitter.
-        retry_backoff_max: Ceiling of that back-off in seconds.
-        pass_backoff: Seconds before the second pass; doubles each time.
-        pass_backoff_max: Ceiling of that back-off in seconds.
-    """
-
-    max_attempts: int = 3
-    max_passes: int = 3
-    failure_budget: int | float = 0
-    fail_fast: bool = True
-    requeue: Requeue = Requeue.TAIL
-    window: int | None = None
-    retry_backoff: float = 1.0
-    retry_backoff_max: float = 300.0
-    pass_backoff: float = 1.0
-    pass_backoff_max: float = 300.0
-
-    def __post_init__(self) -> None:
-        for name, low, high in (("max_attempts", 1, 1000), ("max_passes", 1, 1000)):
-            self._whole(name, low, high)
-        if self.window is not None:
-            self._whole("window", 1, 1_000_000)
-        for name in ("retry_backoff", "retry_backoff_max", "pass_backoff", "pass_backoff_max"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 86_400:
-                raise InvalidInputError(f"option {name} takes 0 to 86,400 seconds, not {value!r}")
-        budget = self.failure_budget
-        good = (isinstance(budget, int) and not isinstance(budget, bool) and budget >= 0) or (
-            isinstance(budget, float) and 0 <= budget < 1
-        )
-        if not good:
-            raise InvalidInputError(
-                f"option failure_budget takes a count (0, 1, 2, …) or a ratio from 0.0 to below 1.0, not {budget!r}"
-            )
-        if not isinstance(self.fail_fast, bool):
-            raise InvalidInputError(f"option fail_fast takes true or false, not {self.fail_fast!r}")
-        try:
-            object.__setattr__(self, "requeue", Requeue(self.requeue))
-        except ValueError:
-            raise InvalidInputError(f"option requeue takes tail, front, keep or park, not {self.requeue!r}") from None
-
-    def _whole(self, name: str, low: int, high: int) -> None:
-        value = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise InvalidInputError(f"option {name} takes a whole number from {low} to {high:,}, not {value!r}")
-
-    def as_dict(self) -> dict[str, Any]:
-        """As stored with the batch."""
-        return {each.name: getattr(self, each.name) for each in fields(self)}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> BatchOptions:
-        """As read back, or as given on the command line.
-
-        Raises:
-            InvalidInputError: An option is unknown or out of its range.
-        """
-        known = {each.name for each in fields(cls)}
-        for name in values:
-            if name not in known:
-                raise InvalidInputError(f"there is no option {name!r}; the options are {', '.join(sorted(known))}")
-        return cls(**values)
-
-
-class ProfileInput(NamedTuple):
-    """A profile as it enters: its key, and its payload already encoded as JSON text and checked."""
-
-    key: str
-    payload: str
-
-
-@dataclass(frozen=True, slots=True)
-class BatchSpec:
-    """What `submit` asks for."""
-
-    handler: str
-    name: str
-    queue: str = "default"
-    key: str | None = None
-    priority: int = 0
-    options: BatchOptions = field(default_factory=BatchOptions)
-    replace_key: bool = False
-    """`--new`: an older batch with this key gives it up."""
-
-
-class BatchReceipt(NamedTuple):
-    """What `submit` answers: `created` is False when the key named a batch that was there already."""
-
-    id: str
-    total: int
-    created: bool
 
 
 class LeaderTerm(NamedTuple):

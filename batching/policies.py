@@ -10,7 +10,7 @@ from batching.interfaces import Claimed, Ending, ErrorInfo, Outcome, Settlement
 from batching.states import ProfileState
 
 if TYPE_CHECKING:
-    from batching.interfaces import BatchOptions
+    from batching.options import BatchOptions
 
 
 def retry_delay(attempt: int, options: BatchOptions, jitter: float) -> float:

@@ -13,7 +13,7 @@ from batching.database import Database
 from batching.errors import BrokerUnavailableError, ConfigurationError, InvalidInputError
 from batching.execution_manager import BatchExecutionManager
 from batching.intake import Limits
-from batching.interfaces import BatchOptions, BatchReceipt, BatchSpec
+from batching.options import BatchOptions, BatchReceipt, BatchSpec
 from batching.settings import Settings, get_settings
 from batching.state_manager import BatchStateManager
 from batching.states import BatchState, StopTarget

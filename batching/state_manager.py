@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from sqlalchemy.exc import IntegrityError
 
 from batching.database import is_unique_violation
-from batching.interfaces import BatchReceipt
 from batching.moves import batch as batch_moves
 from batching.moves import (
     bulk,
@@ -26,6 +25,7 @@ from batching.moves import (
     sweep,
     whole,
 )
+from batching.options import BatchReceipt
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -34,16 +34,8 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from batching.database import Database
-    from batching.interfaces import (
-        BatchSpec,
-        ClaimResult,
-        Dispatch,
-        LeaderTerm,
-        ProfileInput,
-        RunId,
-        Settlement,
-        SettleResult,
-    )
+    from batching.interfaces import ClaimResult, Dispatch, LeaderTerm, RunId, Settlement, SettleResult
+    from batching.options import BatchSpec, ProfileInput
     from batching.states import BatchState, StopTarget
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
-    from batching.interfaces import BatchReceipt, BatchSpec, ProfileInput
+    from batching.options import BatchReceipt, BatchSpec, ProfileInput
     from batching.state_manager import BatchStateManager
 
 #: Profiles and bytes of payload in one chunk: large enough for its commit to cost little, small enough for flat memory.

@@ -10,10 +10,11 @@ import pytest
 from sqlalchemy import event, select, update
 
 from batching.direct import Direct
-from batching.interfaces import BatchOptions, BatchSpec, Ending, ErrorInfo, Outcome, ProfileInput, RunId, WorkerInfo
+from batching.interfaces import Ending, ErrorInfo, Outcome, RunId, WorkerInfo
 from batching.models import batches, profiles
 from batching.moves import bulk, counters
 from batching.moves.rows import read_batches
+from batching.options import BatchOptions, BatchSpec, ProfileInput
 from batching.policies import settlement
 from batching.registry import WorkerRegistry
 from batching.state_manager import BatchStateManager

@@ -13,15 +13,8 @@ import uuid_utils
 
 from batching.errors import IllegalMoveError
 from batching.execution_manager import BatchExecutionManager
-from batching.interfaces import (
-    BatchOptions,
-    Ending,
-    ErrorInfo,
-    IBatchExecutionManager,
-    IBatchStateManager,
-    Outcome,
-    WorkerInfo,
-)
+from batching.interfaces import Ending, ErrorInfo, IBatchExecutionManager, IBatchStateManager, Outcome, WorkerInfo
+from batching.options import BatchOptions
 from batching.queue_manager import QueueManager
 from batching.registry import WorkerRegistry
 from batching.states import BatchState

@@ -26,8 +26,9 @@ from batching import migration
 from batching.cli.display import Display, plain_line
 from batching.cli.main import VERBS, cli
 from batching.cli.output import duration, rate, safe, short_ids
-from batching.interfaces import BatchOptions, Ending, ErrorInfo, Outcome, WorkerInfo
+from batching.interfaces import Ending, ErrorInfo, Outcome, WorkerInfo
 from batching.models import batches, counters
+from batching.options import BatchOptions
 from batching.policies import settlement
 from batching.queue_manager import Batch, QueueManager
 from batching.registry import WorkerRegistry

@@ -23,8 +23,9 @@ from batching.database import Database
 from batching.errors import DatabaseUnavailableError
 from batching.execution_manager import BatchExecutionManager
 from batching.handlers import Handler, Profile
-from batching.interfaces import BatchSpec, Dispatch, Lane, ProfileInput
+from batching.interfaces import Dispatch, Lane
 from batching.models import profiles, workers
+from batching.options import BatchSpec, ProfileInput
 from batching.registry import WorkerRegistry
 from batching.settings import Settings
 from batching.state_manager import BatchStateManager

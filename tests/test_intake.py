@@ -20,7 +20,7 @@ from batching import encoding
 from batching.encoding import examine_key
 from batching.errors import InvalidInputError
 from batching.intake import Limits, Positions, check_key, encode_payload, from_iterable, read_file
-from batching.interfaces import ProfileInput
+from batching.options import ProfileInput
 from batching.settings import get_settings
 
 if TYPE_CHECKING:

@@ -20,9 +20,9 @@ from batching.copying import can_copy
 from batching.database import Database, later
 from batching.errors import DatabaseUnavailableError, IllegalMoveError, InvalidInputError
 from batching.intake import Limits, from_iterable
-from batching.interfaces import BatchOptions, BatchSpec, ProfileInput
 from batching.models import NOBODY, batches, counters, history, profiles, queues
 from batching.moves import loading, whole
+from batching.options import BatchOptions, BatchSpec, ProfileInput
 from batching.queue_manager import QueueManager
 from batching.states import BatchState
 from tests.accounting import HANDLER, assert_accounted, plant_batch, read_batch, statements

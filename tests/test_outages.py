@@ -22,8 +22,9 @@ from batching import state_manager
 from batching.database import Database, later
 from batching.errors import DatabaseUnavailableError
 from batching.execution_manager import BatchExecutionManager
-from batching.interfaces import BatchSpec, Lane, ProfileInput
+from batching.interfaces import Lane
 from batching.models import batches, profiles
+from batching.options import BatchSpec, ProfileInput
 from batching.registry import WorkerRegistry
 from batching.settings import Settings
 from batching.states import BatchState

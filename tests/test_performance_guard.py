@@ -16,8 +16,9 @@ from sqlalchemy import event, text
 
 from batching.database import Database
 from batching.execution_manager import BatchExecutionManager
-from batching.interfaces import BatchOptions, Claimed, Dispatch, Lane, RunId, Terms
+from batching.interfaces import Claimed, Dispatch, Lane, RunId, Terms
 from batching.moves import profile, statements
+from batching.options import BatchOptions
 from batching.outlook import look
 from tests.accounting import DONE, FAILED, HANDLER, Desk, assert_accounted, end, plant_batch
 from tests.recording import RecordingPublisher

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from batching.interfaces import BatchOptions, Claimed, Ending, Lane, Outcome, RunId, Terms
+from batching.interfaces import Claimed, Ending, Lane, Outcome, RunId, Terms
+from batching.options import BatchOptions
 from batching.policies import allowed_failures, lane_window, pass_delay, retry_delay, settlement, worker_lost
 from batching.states import ProfileState
 from tests.accounting import BROKEN

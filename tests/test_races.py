@@ -18,10 +18,11 @@ from sqlalchemy import literal, select, text, update
 
 from batching.database import Database, later
 from batching.errors import IllegalMoveError, UnknownBatchError
-from batching.interfaces import BatchSpec, Ending, LeaderTerm, Outcome, ProfileInput
+from batching.interfaces import Ending, LeaderTerm, Outcome
 from batching.models import batches, history, leases, profiles, workers
 from batching.moves import batch as batch_moves
 from batching.moves import counters, leadership, profile, promotion, queue_order, submission, sweep, whole
+from batching.options import BatchSpec, ProfileInput
 from batching.states import TERMINAL_BATCH_STATES, BatchState, ProfileState, StopTarget
 from tests.accounting import (
     DONE,

@@ -11,8 +11,9 @@ from sqlalchemy import literal, select, update
 
 from batching.database import later
 from batching.errors import IllegalMoveError, InvalidInputError, UnknownBatchError
-from batching.interfaces import BatchSpec, Ending, IBatchStateManager, LeaderTerm, Outcome, ProfileInput, RunId
+from batching.interfaces import Ending, IBatchStateManager, LeaderTerm, Outcome, RunId
 from batching.models import attempts, batches, history, profiles, queues
+from batching.options import BatchSpec, ProfileInput
 from batching.states import TERMINAL_BATCH_STATES, BatchState, ProfileState, StopTarget
 from tests.accounting import (
     BROKEN,

@@ -15,17 +15,9 @@ from sqlalchemy import event, insert, literal, update
 
 from batching.database import later, now
 from batching.errors import InvalidInputError, UnknownBatchError
-from batching.interfaces import (
-    BatchOptions,
-    BatchSpec,
-    Ending,
-    ErrorInfo,
-    LeaderTerm,
-    Outcome,
-    ProfileInput,
-    WorkerInfo,
-)
+from batching.interfaces import Ending, ErrorInfo, LeaderTerm, Outcome, WorkerInfo
 from batching.models import batches, leases, queues, rates, workers
+from batching.options import BatchOptions, BatchSpec, ProfileInput
 from batching.policies import settlement
 from batching.registry import WorkerRegistry
 from batching.state_manager import BatchStateManager

@@ -15,8 +15,8 @@ from sqlalchemy.orm import Session
 from batching import submission
 from batching.database import Database, later
 from batching.errors import InvalidInputError
-from batching.interfaces import BatchSpec
 from batching.models import batches, profiles
+from batching.options import BatchSpec
 from batching.queue_manager import QueueManager
 from batching.states import BatchState
 from tests.accounting import HANDLER, assert_accounted, plant_batch, read_batch

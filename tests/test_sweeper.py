@@ -11,8 +11,9 @@ from sqlalchemy import literal, select, update
 
 from batching.database import later
 from batching.execution_manager import BatchExecutionManager
-from batching.interfaces import BatchSpec, Lane, ProfileInput
+from batching.interfaces import Lane
 from batching.models import batches, profiles, workers
+from batching.options import BatchSpec, ProfileInput
 from batching.outlook import look
 from batching.settings import Settings
 from batching.states import BatchState, ProfileState, StopTarget

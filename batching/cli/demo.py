@@ -24,7 +24,7 @@ from batching.cli.following import StopSignals, follow
 from batching.cli.output import console, safe, styled, table
 from batching.database import Database
 from batching.errors import BatchingError, ConfigurationError
-from batching.interfaces import BatchOptions
+from batching.options import BatchOptions
 from batching.states import BatchState, ProfileState
 from batching.statistics import Statistics
 

@@ -25,7 +25,7 @@ from batching.statistics import Statistics
 if TYPE_CHECKING:
     from batching.cli.access import Access
     from batching.intake import Source
-    from batching.interfaces import BatchOptions
+    from batching.options import BatchOptions
     from batching.queue_manager import Batch, QueueManager
     from batching.settings import Settings
     from batching.statistics import BatchView

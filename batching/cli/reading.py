@@ -20,7 +20,7 @@ from batching.cli.output import (
     table,
     when,
 )
-from batching.interfaces import BatchOptions
+from batching.options import BatchOptions
 from batching.states import BatchState, ProfileState
 
 if TYPE_CHECKING:

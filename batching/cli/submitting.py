@@ -13,7 +13,7 @@ from batching.cli.watching import exit_code, follow
 from batching.encoding import Limits
 from batching.errors import InvalidInputError
 from batching.intake import read_file
-from batching.interfaces import BatchOptions
+from batching.options import BatchOptions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

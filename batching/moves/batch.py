@@ -11,10 +11,10 @@ from sqlalchemy import null, select, update
 
 from batching.database import later, now
 from batching.errors import IllegalMoveError
-from batching.interfaces import Requeue
 from batching.models import batches
 from batching.moves import bulk, counters, queue_order
 from batching.moves.rows import BatchRow, lock_batch, move_batch, read_batches, remember
+from batching.options import Requeue
 from batching.policies import allowed_failures, pass_delay
 from batching.states import TERMINAL_BATCH_STATES, BatchState, BulkMove, StopTarget, stronger
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
     from sqlalchemy.types import TypeEngine
 
-    from batching.interfaces import ProfileInput
+    from batching.options import ProfileInput
 
 #: Seconds that a producer may be silent between two chunks before its batch is taken for abandoned.
 LOADING_LEASE = 60.0

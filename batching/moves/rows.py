@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from sqlalchemy import any_, exists, func, insert, literal_column, select, update
 
 from batching.errors import IllegalMoveError, UnknownBatchError
-from batching.interfaces import BatchOptions, Lane, Terms
+from batching.interfaces import Lane, Terms
 from batching.models import batches, history, leases, profiles
 from batching.moves import counters
 from batching.moves.counters import Counts
+from batching.options import BatchOptions
 from batching.parameters import is_among
 from batching.states import BATCH_MOVES, BatchState, StopTarget
 

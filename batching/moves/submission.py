@@ -10,10 +10,10 @@ from sqlalchemy.exc import IntegrityError
 
 from batching.database import is_unique_violation, later, now
 from batching.errors import IllegalMoveError
-from batching.interfaces import BatchReceipt, BatchSpec
 from batching.models import ACTIVE, attempts, batches, history, profiles
 from batching.moves import counters, queue_order
 from batching.moves.loading import LOADING_LEASE, LOADS
+from batching.options import BatchReceipt, BatchSpec
 from batching.states import BatchState
 
 if TYPE_CHECKING:

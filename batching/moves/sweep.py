@@ -8,22 +8,13 @@ from typing import TYPE_CHECKING
 from sqlalchemy import Integer, case, func, literal, select, update
 
 from batching.database import age, later
-from batching.interfaces import (
-    BatchOptions,
-    Claimed,
-    Dispatch,
-    Ending,
-    Lane,
-    LeaderTerm,
-    Outcome,
-    RunId,
-    Terms,
-)
+from batching.interfaces import Claimed, Dispatch, Ending, Lane, LeaderTerm, Outcome, RunId, Terms
 from batching.models import batches, profiles, workers
 from batching.moves import leadership
 from batching.moves.profile import as_dispatches, running_of, settle
 from batching.moves.rows import leads, read_batches
 from batching.moves.statements import AT_ONCE, DISPATCHED
+from batching.options import BatchOptions
 from batching.parameters import is_among
 from batching.policies import settlement, worker_lost
 from batching.states import BatchState, ProfileState

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sqlalchemy import ColumnElement, Connection, Insert
 
     from batching.direct import Single
-    from batching.interfaces import BatchSpec, ProfileInput
+    from batching.options import BatchSpec, ProfileInput
 
 _BATCH = bindparam("batch", type_=Identifier())
 _QUEUE = bindparam("queue", type_=String(64))

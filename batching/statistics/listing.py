@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import ColumnElement, case, select
 
-from batching.interfaces import BatchOptions
 from batching.models import batches, queues, rates
 from batching.moves.counters import Counts, read_many
+from batching.options import BatchOptions
 from batching.states import TERMINAL_BATCH_STATES, BatchState, StopTarget
 from batching.statistics import line
 from batching.statistics.reason import Facts, why
