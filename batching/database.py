@@ -31,6 +31,7 @@ from sqlalchemy.pool import NullPool
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
+from batching import faults
 from batching.answers import bound_answers, read_identifiers_as_text
 from batching.direct import Direct
 from batching.errors import ConfigurationError, DatabaseUnavailableError
@@ -262,8 +263,11 @@ class Database:
         Raises:
             DatabaseUnavailableError: The database cannot be reached, or did not answer in time.
         """
-        with _Translated(self), self.engine.begin() as connection:
-            yield connection
+        with _Translated(self):
+            with self.engine.begin() as connection:
+                yield connection
+                faults.reach("commit.before")
+            faults.reach("commit.after")
 
     @contextmanager
     def direct(self) -> Iterator[Direct]:
@@ -282,6 +286,7 @@ class Database:
             _Translated(self),
             self.engine.connect() as raw,
         ):
+            faults.reach("read.before")
             level = {"isolation_level": "REPEATABLE READ"} if self.dialect == "postgresql" else {}
             connection = raw.execution_options(read_only=True, **level)
             with connection.begin():

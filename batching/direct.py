@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from sqlalchemy.exc import DBAPIError
 
+from batching import faults
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
@@ -81,6 +83,7 @@ class Direct:
             DBAPIError: As SQLAlchemy raises it, without the parameters: payloads are among them.
         """
         compiled = self._compiled.get(statement) or self._compile(statement)
+        faults.reach("commit.before")
         values = {**compiled.constants, **parameters}
         for name, encode in compiled.encoders:
             values[name] = encode(values[name])
@@ -104,6 +107,7 @@ class Direct:
             connection.invalidate()
             raise
         self._give(connection)
+        faults.reach("commit.after")
         return _Fetched(_decoded(rows, compiled.decoders) if compiled.decoders else rows)
 
     def close(self) -> None:

@@ -6,6 +6,7 @@ import random
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from batching import faults
 from batching.errors import BatchingError
 from batching.policies import settlement
 from batching.states import ProfileState
@@ -59,6 +60,7 @@ class BatchExecutionManager:
     def dispatch_batch(self, batch_id: str, limit: int, term: LeaderTerm) -> int:
         """Publish after the commit: a crash between the two leaves dispatches without messages: the sweep's."""
         dispatches = self._state_manager.dispatch(batch_id, limit, term)
+        faults.reach("dispatch.committed")
         self.republish(dispatches)
         return len(dispatches)
 
@@ -66,6 +68,7 @@ class BatchExecutionManager:
         """Promote the next batch in line, dispatch the first of its profiles, commit, then publish."""
         started = self._state_manager.start(queue, term, plan)
         if started is not None:
+            faults.reach("start.committed")
             self.republish(started.dispatches)
         return started
 
@@ -74,7 +77,9 @@ class BatchExecutionManager:
             self._publisher.publish(dispatches)
 
     def claim(self, worker_id: str, runs: Sequence[RunId]) -> ClaimResult:
-        return self._state_manager.claim(worker_id, runs)
+        result = self._state_manager.claim(worker_id, runs)
+        faults.reach("claim.committed")
+        return result
 
     def complete(
         self, worker_id: str, outcomes: Sequence[tuple[Claimed, Outcome]], holding: Collection[str] = ()
@@ -88,7 +93,9 @@ class BatchExecutionManager:
         it holds, the sweep concludes what nobody concluded.
         """
         settlements = [settlement(claimed, outcome, self._max_losses, self._jitter()) for claimed, outcome in outcomes]
+        faults.reach("settle.decided")
         result = self._state_manager.settle(worker_id, settlements)
+        faults.reach("settle.committed")
         # Settled it is: the sweep repeats a conclusion that fails, and the same outcomes again would only be late.
         with suppress(BatchingError):
             self._state_manager.conclude({run.batch_id for run in result.applied} - _goes_on(settlements, holding))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy.exc import IntegrityError
 
+from batching import faults
 from batching.database import is_unique_violation
 from batching.moves import batch as batch_moves
 from batching.moves import (
@@ -85,13 +86,16 @@ class BatchStateManager:
         if self.database.dialect == "postgresql" and not spec.replace_key:
             with self.database.direct() as direct:
                 batch_id = whole.write_at_once(direct, spec, chunk, flushed=announce is None)
+                faults.reach("submit.written")
                 if announce is not None:
                     # The leader begins while the disk is waited for: no profile runs before, since a claim is flushed.
                     announce()
+                    faults.reach("submit.announced")
                     direct.execute(whole.FLUSH, {})
                 return batch_id
         with self.database.begin() as writing:
             batch_id = whole.write_whole(writing, spec, chunk)
+        faults.reach("submit.written")
         if announce is not None:
             announce()
         return batch_id
@@ -110,6 +114,7 @@ class BatchStateManager:
         with self.database.begin() as writing:
             was_loading = submission.lapse(writing, batch_id, overdue_only=False)
         if was_loading:
+            faults.reach("delete.marked")
             self._delete(batch_id)
         return was_loading
 
@@ -137,6 +142,7 @@ class BatchStateManager:
             with self.database.begin() as writing:
                 condemned = submission.condemn(writing, batch_id)
             if condemned:
+                faults.reach("delete.marked")
                 self._delete(batch_id, step)
                 pruned += 1
         return pruned
@@ -146,6 +152,7 @@ class BatchStateManager:
         while more and time.monotonic() < until:
             with self.database.begin() as writing:
                 more = submission.delete_some(writing, batch_id, step)
+            faults.reach("delete.step")
         return not more
 
     # --- the leader's moves
@@ -178,7 +185,9 @@ class BatchStateManager:
     def rewrite(self, batch_id: str, limit: int = 5_000) -> bool:
         """Write one bounded step of a bulk move into the rows; returns whether rows may be left."""
         with self.database.begin() as writing:
-            return bulk.rewrite(writing, batch_id, limit)
+            more = bulk.rewrite(writing, batch_id, limit)
+        faults.reach("rewrite.step")
+        return more
 
     def suspects(self, term: LeaderTerm, lost: sweep.LostEvidence) -> list[Dispatch]:
         """Take the dispatches that look lost, to be published again; each is taken once per delay."""
@@ -225,6 +234,7 @@ class BatchStateManager:
         moved = []
         for batch, counts in counted:
             if batch_moves.wants_conclusion(batch, counts):
+                faults.reach("conclude")
                 with self.database.begin() as writing:
                     if batch_moves.conclude(writing, batch.id):
                         moved.append(batch.id)
@@ -234,7 +244,9 @@ class BatchStateManager:
 
     def stop(self, batch_id: str, target: StopTarget, reason: str) -> BatchState:
         with self.database.begin() as writing:
-            return batch_moves.stop(writing, batch_id, target, reason)
+            state = batch_moves.stop(writing, batch_id, target, reason)
+        faults.reach("stop.committed")
+        return state
 
     def resume(self, batch_id: str) -> BatchState:
         with self.database.begin() as writing:

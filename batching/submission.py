@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from batching import faults
 from batching.errors import BatchingError, InvalidInputError
 from batching.handlers import HANDLER_NAME
 from batching.intake import Limits, Source, check_key, from_iterable
@@ -74,9 +75,12 @@ def _write(
         return receipt
     try:
         state_manager.add_profiles(receipt.id, profiles)
+        faults.reach("submit.chunk")
         for chunk in _chunks(source):
             state_manager.add_profiles(receipt.id, chunk)
+            faults.reach("submit.chunk")
         sealed = receipt._replace(total=state_manager.seal(receipt.id))
+        faults.reach("submit.sealed")
     except BaseException:
         _clean_up(state_manager, receipt.id)
         raise

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import structlog
 
+from batching import faults
 from batching.errors import BrokerUnavailableError
 from batching.moves import leadership, sweep
 from batching.moves.batch import wants_conclusion
@@ -118,6 +119,7 @@ class Sweeper:
         for worker_id in self._watch.look(signs):
             taken = self._state.take_back(worker_id, signs[worker_id], term)
             if taken is not None:
+                faults.reach("lost.taken")
                 log.warning("worker is dead", worker=worker_id, lost_runs=len(taken))
                 lost += len(taken)
         return lost
@@ -135,6 +137,8 @@ class Sweeper:
                 self._settings.suspect_after, frozenset(lane for lane, length in lengths.items() if not length), renewed
             )
             suspects = self._state.suspects(term, evidence)
+            if suspects:
+                faults.reach("suspects.marked")
             self._execution.republish(suspects)
         except BrokerUnavailableError as error:
             log.warning("broker is away", error=str(error))

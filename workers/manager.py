@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import structlog
 import uuid_utils
 
-from batching import migration
+from batching import faults, migration
 from batching.database import Database
 from batching.dispatcher import Dispatcher
 from batching.errors import BatchingError, BrokerUnavailableError, ConfigurationError, DatabaseUnavailableError
@@ -120,6 +120,7 @@ class Manager:
         if self._term is not None:
             log.info("leads", manager=self.id, epoch=self._term.epoch)
             self._renewed_at = started
+            faults.reach("lease.taken")
             self._state.rehearse(self._term)
             self._sweeper.forget()
             self._dispatcher.forget()

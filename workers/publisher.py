@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import redis
 
+from batching import faults
 from batching.broker import Doorbell, exchange, redis_client, translated_errors
 from batching.errors import ConfigurationError
 from batching.settings import mask_url
@@ -112,6 +113,8 @@ class RedisPublisher:
         with translated_errors(self.url):
             for start in range(0, len(dispatches), CHUNK):
                 self._push(dispatches[start : start + CHUNK])
+                faults.reach("publish.part")
+        faults.reach("publish.done")
 
     def _push(self, dispatches: Sequence[Dispatch]) -> None:
         lists: dict[str, list[str]] = {}
