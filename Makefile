@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench lint format clean
+.PHONY: help demo test bench lint format audit clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -22,12 +22,15 @@ bench: $(VENV)/.bench ## Measure against other task systems, about an hour, and 
 lint: $(VENV)/.dev ## Lint, formatting, types and layers, without running anything
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy --strict batching workers tests benchmarks
+	$(BIN)/mypy --strict batching workers tests benchmarks tools
 	$(BIN)/lint-imports
 
 format: $(VENV)/.dev ## Rewrite the sources in the house's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+audit: $(VENV)/.audit ## Ask for known vulnerabilities in what is installed; 0 none, 1 some, 2 nobody could be asked
+	$(BIN)/python -m tools.audit
 
 clean: ## Remove what make and the tools left behind
 	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
@@ -52,4 +55,8 @@ $(VENV)/.dev: $(VENV)/.pip pyproject.toml
 
 $(VENV)/.bench: $(VENV)/.pip pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[embedded,flower]' --group bench
+	@touch $@
+
+$(VENV)/.audit: $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet --group audit
 	@touch $@

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 import click
@@ -20,6 +21,8 @@ from batching.cli.output import (
     table,
     when,
 )
+from batching.cli.spreadsheet import write_csv
+from batching.errors import InvalidInputError
 from batching.options import BatchOptions
 from batching.states import BatchState, ProfileState
 
@@ -172,14 +175,29 @@ def _print_runs(runs: Sequence[AttemptView]) -> None:
 
 @click.command()
 @click.argument("batch_id", metavar="ID")
-@click.option("--json", "_json", is_flag=True, help="Accepted for symmetry: results are JSONL in any case.")
+@click.option(
+    "--format",
+    "format_",
+    type=click.Choice(["jsonl", "csv"]),
+    default="jsonl",
+    show_default=True,
+    help="Of the output.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Accepted for symmetry: JSONL is the default.")
 @click.pass_obj
-def results(access: Access, batch_id: str, *, _json: bool) -> None:
-    """Print every profile of a batch as JSONL.
+def results(access: Access, batch_id: str, *, format_: str, as_json: bool) -> None:
+    """Print every profile of a batch.
 
-    Each line has key, state, attempts, result and error.
+    Each line has key, state, attempts, result and error. In CSV, a cell that a spreadsheet could take for a formula has
+    an apostrophe before it.
     """
-    for line in access.statistics.results(batch_id):
+    lines = access.statistics.results(batch_id)
+    if format_ == "csv" and as_json:
+        raise InvalidInputError("cannot print CSV as JSON: give --format csv or --json, not both")
+    if format_ == "csv":
+        write_csv(lines, sys.stdout.buffer)
+        return
+    for line in lines:
         print_json(line.as_json())
 
 
