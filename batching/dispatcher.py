@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from batching.interfaces import Lane
+from batching.interfaces import Bookmark, Lane
 from batching.moves.promotion import Plan
 from batching.states import BatchState
 from batching.windows import LaneWindow
@@ -31,6 +31,9 @@ _FEW = 4
 _NOTHING_DUE_PAUSE = 0.1
 #: And at least so many times as long as the search has taken.
 _SEARCH_SHARE = 5.0
+#: Seconds after which the dispatch of a batch begins anew with its first profile: what was given back, or is due for
+#: its next attempt, stands there. Not in every look, because the way there is long: see `statements.dispatch`.
+_ANEW = 1.0
 
 
 class Dispatcher:
@@ -54,6 +57,7 @@ class Dispatcher:
         self._windows: dict[Lane, LaneWindow] = {}
         self._leave_alone: dict[str, float] = {}
         self._sent: dict[str, int] = {}
+        self._reading: dict[str, _Reading] = {}
         self.pace = math.inf
         """Seconds after which the lanes need another look: half of what is in the fullest of them is consumed then."""
 
@@ -91,6 +95,8 @@ class Dispatcher:
         started = self._execution.start_batch(queue, term, Plan(handlers, self._rooms(outlook, queue), CHUNK))
         if started is not None:
             self._window(started.lane).sent(len(started.dispatches))
+            reading = self._reading[started.batch_id] = _Reading(self._clock)
+            reading.bookmark.passed(started.dispatches)
         return started
 
     def _rooms(self, outlook: Outlook, queue: str) -> dict[str, int]:
@@ -140,6 +146,7 @@ class Dispatcher:
         self._sent.clear()
         known = {each.row.id for each in outlook.running}
         self._leave_alone = {each: until for each, until in self._leave_alone.items() if each in known}
+        self._reading = {each: reading for each, reading in self._reading.items() if each in known}
         for lane, active in outlook.lanes().items():
             window = self._window(lane)
             window.look(sum(each.counts.dispatched for each in active))
@@ -179,12 +186,17 @@ class Dispatcher:
         if room <= 0 or started < self._leave_alone.get(batch_id, 0.0):
             return 0
         self._leave_alone.pop(batch_id, None)
+        reading = self._reading.setdefault(batch_id, _Reading(self._clock))
+        reading.look()
         sent = 0
         while sent < room:
             wanted = min(CHUNK if sent else first, CHUNK, room - sent)
-            done = self._execution.dispatch_batch(batch_id, wanted, term)
+            from_the_first = not reading.bookmark.number
+            done = self._execution.dispatch_batch(batch_id, wanted, term, reading.bookmark)
             sent += done
-            if done < wanted:
+            if done < wanted and not from_the_first:
+                reading.begin_anew()
+            elif done < wanted:
                 # Finding nothing due among a million that wait for their retry takes a while: not over and over again.
                 at = self._clock()
                 self._leave_alone[batch_id] = at + max(_NOTHING_DUE_PAUSE, _SEARCH_SHARE * (at - started))
@@ -197,3 +209,26 @@ class Dispatcher:
         self._windows.clear()
         self._leave_alone.clear()
         self._sent.clear()
+        self._reading.clear()
+
+
+class _Reading:
+    """Where the leader is in the profiles of one batch that it dispatches.
+
+    Args:
+        clock: Monotonic seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._began = clock()
+        self.bookmark = Bookmark()
+
+    def look(self) -> None:
+        """Begin anew when it is time."""
+        if self._clock() - self._began >= _ANEW:
+            self.begin_anew()
+
+    def begin_anew(self) -> None:
+        """Go back to the first profile."""
+        self.bookmark.number, self._began = 0, self._clock()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from batching import faults
 from batching.errors import BatchingError
+from batching.interfaces import Bookmark
 from batching.policies import settlement
 from batching.states import ProfileState
 
@@ -57,9 +58,12 @@ class BatchExecutionManager:
     def execute_batch(self, batch_id: str) -> BatchState:
         return self._state_manager.request_promotion(batch_id)
 
-    def dispatch_batch(self, batch_id: str, limit: int, term: LeaderTerm) -> int:
+    def dispatch_batch(self, batch_id: str, limit: int, term: LeaderTerm, bookmark: Bookmark | None = None) -> int:
         """Publish after the commit: a crash between the two leaves dispatches without messages: the sweep's."""
-        dispatches = self._state_manager.dispatch(batch_id, limit, term)
+        if bookmark is None:
+            bookmark = Bookmark()
+        dispatches = self._state_manager.dispatch(batch_id, limit, term, bookmark.number)
+        bookmark.passed(dispatches)
         faults.reach("dispatch.committed")
         self.republish(dispatches)
         return len(dispatches)

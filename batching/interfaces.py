@@ -70,6 +70,24 @@ class Dispatch(NamedTuple):
     """True after `max_losses`: the worker runs it with nothing else beside it."""
 
 
+class Bookmark:
+    """How far the dispatch of one batch has got: the leader goes on from here, and at times begins anew.
+
+    Only a hint: what is pending before it is found when the leader begins anew.
+    """
+
+    __slots__ = ("number",)
+
+    def __init__(self, number: int = 0) -> None:
+        self.number = number
+        """The profile that was dispatched last; 0 for none."""
+
+    def passed(self, dispatches: Sequence[Dispatch]) -> None:
+        """These were dispatched, in the order of their numbers."""
+        if dispatches:
+            self.number = dispatches[-1].run.number
+
+
 class Terms(NamedTuple):
     """What all profiles of one batch share while they run."""
 
@@ -231,8 +249,11 @@ class IBatchStateManager(Protocol):
     def promote(self, queue: str, term: LeaderTerm, handlers: Collection[str] | None = None) -> str | None:
         """Queued -> running for the next batch in line (of these handlers); returns its id, or None when nobody may."""
 
-    def dispatch(self, batch_id: str, limit: int, term: LeaderTerm) -> list[Dispatch]:
-        """Pending -> dispatched for up to `limit` due profiles of a running batch, in their order."""
+    def dispatch(self, batch_id: str, limit: int, term: LeaderTerm, behind: int = 0) -> list[Dispatch]:
+        """Pending -> dispatched for up to `limit` due profiles of a running batch, in their order.
+
+        Only those with a number beyond `behind` are looked at.
+        """
 
     def claim(self, worker_id: str, runs: Sequence[RunId]) -> ClaimResult:
         """Dispatched -> running for the offered runs that still stand."""
@@ -269,8 +290,11 @@ class IBatchExecutionManager(Protocol):
     def execute_batch(self, batch_id: str) -> BatchState:
         """Ask for this batch to run next, ahead of its turn."""
 
-    def dispatch_batch(self, batch_id: str, limit: int, term: LeaderTerm) -> int:
-        """Mark up to `limit` profiles dispatched, commit, then publish; returns how many."""
+    def dispatch_batch(self, batch_id: str, limit: int, term: LeaderTerm, bookmark: Bookmark | None = None) -> int:
+        """Mark up to `limit` profiles dispatched, commit, then publish; returns how many.
+
+        With a bookmark, only of those that come after it; it moves to the last of them.
+        """
 
     def republish(self, dispatches: Sequence[Dispatch]) -> None:
         """Publish runs again that are marked dispatched already; twice is harmless."""

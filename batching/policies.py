@@ -41,7 +41,7 @@ def allowed_failures(options: BatchOptions, total: int) -> int:
 
 
 #: Seconds of a lane's rate that are in the broker: the leader looks again before half of it is consumed.
-WINDOW_TIME = 0.5
+WINDOW_TIME = 0.25
 #: Messages up to which the window of a lane that ran dry grows beyond what was measured.
 _GROWN = 2_500
 

@@ -178,9 +178,9 @@ class BatchStateManager:
             with self.database.direct() as direct:
                 rehearsal.rehearse_starts(direct, term)
 
-    def dispatch(self, batch_id: str, limit: int, term: LeaderTerm) -> list[Dispatch]:
+    def dispatch(self, batch_id: str, limit: int, term: LeaderTerm, behind: int = 0) -> list[Dispatch]:
         with self.database.begin() as writing:
-            return profile.dispatch(writing, batch_id, limit, term, self._max_losses)
+            return profile.dispatch(writing, batch_id, limit, term, self._max_losses, behind)
 
     def rewrite(self, batch_id: str, limit: int = 5_000) -> bool:
         """Write one bounded step of a bulk move into the rows; returns whether rows may be left."""

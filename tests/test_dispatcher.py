@@ -16,7 +16,7 @@ from batching.models import queues, workers
 from batching.outlook import look
 from batching.settings import Settings
 from batching.states import BatchState, StopTarget
-from tests.accounting import BROKEN, DONE, HANDLER, Desk, assert_accounted, plant, statements
+from tests.accounting import BROKEN, DONE, HANDLER, Desk, assert_accounted, plant, read_batch, statements
 from tests.recording import RecordingPublisher
 
 if TYPE_CHECKING:
@@ -190,12 +190,20 @@ def test_the_window_is_twice_the_slots_until_a_rate_is_known(leader: Leader) -> 
 
 
 def test_the_window_grows_with_the_rate(leader: Leader) -> None:
-    batch_id = leader.desk.submit(200)
+    batch_id = leader.desk.submit(2_000)
     leader.ticks(2)
     leader.work()
     leader.tick()
-    # 8 in a quarter of a second are 32 a second: half a second of that.
-    assert 8 + 13 <= leader.sent(batch_id) <= 8 + 16
+    # 8 in a quarter of a second are as many as there were: twice the slots.
+    assert leader.sent(batch_id) == 8 + 8
+    sent = []
+    for _ in range(4):
+        before = leader.sent(batch_id)
+        leader.work()
+        leader.tick()
+        sent.append(leader.sent(batch_id) - before)
+    assert sent == sorted(sent)
+    assert sent[-1] > 100
 
 
 def test_a_fixed_window_is_kept(database: Database) -> None:
@@ -207,6 +215,56 @@ def test_a_fixed_window_is_kept(database: Database) -> None:
     leader.work()
     leader.ticks(3)
     assert leader.sent(batch_id) == 10
+
+
+# --- where the dispatch of a batch goes on
+
+
+@pytest.fixture
+def narrow(database: Database) -> Leader:
+    leader = Leader(database, lane_window=5)
+    leader.desk.register()
+    return leader
+
+
+def test_what_waits_again_is_sent_within_a_second_though_much_more_waits(narrow: Leader) -> None:
+    batch_id = narrow.desk.submit(200, max_attempts=2)
+    narrow.ticks(2)
+    narrow.work(Outcome(Ending.RETRY, error=BROKEN, delay=0.0))
+    for _ in range(6):
+        narrow.tick()
+        narrow.work()
+    sent = [int(key[1:]) for key in narrow.publisher.history_of(batch_id)]
+    assert sent[:10] == list(range(1, 11))  # not at once: the dispatch goes on where it was
+    again = sent.index(1, 5)
+    assert sent[again : again + 5] == list(range(1, 6))
+    assert sent[again + 5 :] == list(range(sent[again - 1] + 1, sent[-1] + 1))
+
+
+def test_what_waits_again_is_sent_at_once_when_nothing_else_waits(narrow: Leader) -> None:
+    batch_id = narrow.desk.submit(7, max_attempts=2)
+    narrow.ticks(2)
+    narrow.work(Outcome(Ending.RETRY, error=BROKEN, delay=0.0))
+    narrow.tick()
+    assert narrow.publisher.history_of(batch_id) == ["k1", "k2", "k3", "k4", "k5", "k6", "k7", "k1", "k2", "k3"]
+
+
+def test_a_pass_begins_with_the_first_profile(narrow: Leader) -> None:
+    batch_id = narrow.desk.submit(12, max_attempts=1, fail_fast=False, pass_backoff=0.0)
+    narrow.ticks(2)
+    while read_batch(narrow.desk.database, batch_id).pass_number == 1:
+        narrow.work(Outcome(Ending.FAILED, error=BROKEN))
+        narrow.tick()
+    narrow.desk.rewrite(batch_id)
+    narrow.ticks(2)
+    assert narrow.publisher.history_of(batch_id)[12:] == ["k1", "k2", "k3", "k4", "k5"]
+
+
+def test_a_dispatch_looks_only_behind_its_bookmark(leader: Leader) -> None:
+    desk = leader.desk
+    batch_id = desk.start(10)
+    assert [each.run.number for each in desk.states.dispatch(batch_id, 3, desk.term, 4)] == [5, 6, 7]
+    assert [each.run.number for each in desk.states.dispatch(batch_id, 9, desk.term)] == [1, 2, 3, 4, 8, 9, 10]
 
 
 def test_the_batchs_own_window_is_a_ceiling_and_the_rest_goes_to_the_next(leader: Leader) -> None:

@@ -43,10 +43,14 @@ def desk(database: Database) -> Desk:
 
 @contextmanager
 def walks(database: Database) -> Iterator[list[str]]:
-    """Collects the statements that would read a whole table of batches or profiles."""
+    """Collects the statements that would read a whole table of batches or profiles, or its dead rows each time anew.
+
+    An index scan marks what it finds dead, a bitmap scan does not: see `Database`.
+    """
     found: list[str] = []
     explain = "EXPLAIN QUERY PLAN " if database.dialect == "sqlite" else "EXPLAIN "
-    signs = ("SCAN profiles", "SCAN batches", "Seq Scan on profiles", "Seq Scan on batches")
+    signs = [f"{walk} on {name}" for walk in ("Seq Scan", "Bitmap Heap Scan") for name in ("profiles", "batches")]
+    signs += ["SCAN profiles", "SCAN batches"]
 
     def look_at(connection: Any, cursor: Any, statement: str, parameters: Any, context: Any, many: bool) -> None:
         if many or not statement.startswith(("SELECT", "UPDATE", "DELETE")):

@@ -47,7 +47,7 @@ def test_workers_who_take_everything_again_and_again_get_more_than_was_measured(
         sizes.append(free := window.free(2))
         window.sent(free)
         clock.at += 0.02
-    assert sizes == [4, 8, 32, 128, 512, 2_048]
+    assert sizes == [4, 4, 16, 64, 256, 1_024]
 
 
 def test_idle_workers_who_take_what_their_slots_hold_get_no_more_than_that() -> None:
@@ -56,8 +56,8 @@ def test_idle_workers_who_take_what_their_slots_hold_get_no_more_than_that() -> 
     window.sent(window.free(2))
     window.look(0)  # claimed, and they are long at it
     window.sent(window.free(2))
-    assert window.size(2) == 8  # as the rate has it: 4 in a quarter of a second
-    window.look(8)
+    assert window.size(2) == 4  # as the rate has it: 4 in a quarter of a second
+    window.look(4)
     assert window.free(2) == 0
 
 

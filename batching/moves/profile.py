@@ -29,8 +29,10 @@ if TYPE_CHECKING:
     from batching.interfaces import ErrorInfo, Lane, LeaderTerm, Settlement
 
 
-def dispatch(connection: Connection, batch_id: str, limit: int, term: LeaderTerm, max_losses: int) -> list[Dispatch]:
-    """Pending -> dispatched for up to `limit` due profiles, in their order.
+def dispatch(
+    connection: Connection, batch_id: str, limit: int, term: LeaderTerm, max_losses: int, behind: int = 0
+) -> list[Dispatch]:
+    """Pending -> dispatched for up to `limit` due profiles, in their order, of those with a number beyond `behind`.
 
     Settles the race of two leaders for the same rows (the second finds them not pending any more), of a leader with a
     stop (the ticket: nothing is dispatched once the batch is stopping), and of an old leader with its successor (the
@@ -39,15 +41,21 @@ def dispatch(connection: Connection, batch_id: str, limit: int, term: LeaderTerm
     if batch_id not in counters.take_ticket(connection, term.holder, [batch_id]):
         return []
     lane = read_constants(connection, [batch_id])[batch_id].lane
-    return dispatch_some(connection, batch_id, limit, term, lane, max_losses)
+    return dispatch_some(connection, batch_id, limit, term, lane, max_losses, behind)
 
 
 def dispatch_some(
-    connection: Connection, batch_id: str, limit: int, term: LeaderTerm, lane: Lane, max_losses: int
+    connection: Connection,
+    batch_id: str,
+    limit: int,
+    term: LeaderTerm,
+    lane: Lane,
+    max_losses: int,
+    behind: int = 0,
 ) -> list[Dispatch]:
     """What `dispatch` does once it holds the ticket, or the lock of the batch itself."""
     dialect, writer = connection.dialect.name, term.holder
-    parameters = {"batch": batch_id, "limit": limit, "writer": writer, "epoch": term.epoch}
+    parameters = {"batch": batch_id, "behind": behind, "limit": limit, "writer": writer, "epoch": term.epoch}
     moved = connection.execute(statements.dispatch(dialect), parameters).all()
     if moved and dialect != "postgresql":
         counters.add(connection, batch_id, writer, {"pending": -len(moved), "dispatched": len(moved)})

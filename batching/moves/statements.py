@@ -90,11 +90,16 @@ DISPATCHED = (
 
 @lru_cache
 def dispatch(dialect: str) -> Select[Any] | Update:
-    """Pending -> dispatched; takes `batch`, `limit`, and the leader's `writer` and `epoch`."""
+    """Pending -> dispatched; takes `batch`, `behind`, `limit`, and the leader's `writer` and `epoch`.
+
+    Looks at what is numbered `behind` that or higher, so that it need not walk over what was dispatched before: an
+    index keeps an entry for each of those until PostgreSQL vacuums.
+    """
     due = (
         select(profiles.c.number)
         .where(
             profiles.c.batch_id == BATCH,
+            profiles.c.number > bindparam("behind", type_=Integer()),
             profiles.c.dispatched_at.is_(None),
             profiles.c.finished_at.is_(None),
             or_(profiles.c.not_before.is_(None), profiles.c.not_before <= now()),
