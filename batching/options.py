@@ -86,7 +86,7 @@ class BatchOptions:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> BatchOptions:
-        """As read back, or as given on the command line.
+        """As given, on the command line for example.
 
         Raises:
             InvalidInputError: An option is unknown or out of its range.
@@ -96,6 +96,18 @@ class BatchOptions:
             if name not in known:
                 raise InvalidInputError(f"there is no option {name!r}; the options are {', '.join(sorted(known))}")
         return cls(**values)
+
+    @classmethod
+    def from_stored(cls, values: dict[str, Any]) -> BatchOptions:
+        """As stored by any version: what a newer one has added is not known here, and must stop nobody.
+
+        While versions run side by side, the leader can be the older one; what it does not know, it cannot honour.
+
+        Raises:
+            InvalidInputError: An option that is known is out of its range.
+        """
+        known = {each.name for each in fields(cls)}
+        return cls(**{name: value for name, value in values.items() if name in known})
 
 
 class ProfileInput(NamedTuple):

@@ -72,6 +72,14 @@ class Reader:
                 )
             return None
 
+    def is_junk(self, key: str, raw: bytes) -> bool:
+        """Whether a message is no offer; for who looks and pops nothing."""
+        try:
+            self._parse(key, raw)
+        except Junk:
+            return True
+        return False
+
     def _parse(self, key: str, raw: bytes) -> Offer:
         if len(raw) > LARGEST:
             raise Junk("over 16,384 bytes")

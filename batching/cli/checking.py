@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
 from batching.cli.output import json_flag, print_json, safe
-from batching.errors import BatchingError, BrokerUnavailableError
+from batching.errors import BatchingError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from batching.cli.access import Access
+    from batching.doctor.broker import Keys
     from batching.interfaces import Publisher
 
 
@@ -94,9 +96,9 @@ def doctor(ctx: click.Context, *, fix: bool, as_json: bool) -> None:
     from batching.doctor import examine  # noqa: PLC0415 - no other verb needs it
 
     access: Access = ctx.obj
-    publisher, away = _publisher(access)
-    report = examine(access.database, publisher, fix=fix)
-    problems = [*report.problems, *away]
+    with _broker_parts(access) as (publisher, keys):
+        report = examine(access.database, publisher, fix=fix, keys=keys)
+    problems = report.problems
     if as_json:
         print_json({"ok": not problems, "problems": problems, "repaired": report.repaired})
     else:
@@ -109,18 +111,18 @@ def doctor(ctx: click.Context, *, fix: bool, as_json: bool) -> None:
     ctx.exit(1 if problems else 0)
 
 
-def _publisher(access: Access) -> tuple[Publisher | None, list[str]]:
-    """The broker, when one is configured and answers; without it, what SQL knows can still be examined."""
-    if access.settings.broker_url is None:
-        return None, []
-    from workers.publisher import RedisPublisher  # noqa: PLC0415 - reading verbs do not need redis
+@contextmanager
+def _broker_parts(access: Access) -> Iterator[tuple[Publisher | None, Keys | None]]:
+    """The broker, when one is configured; without it, what SQL knows can still be examined."""
+    url, prefix = access.settings.broker_url, access.settings.key_prefix
+    if url is None:
+        yield None, None
+        return
+    from workers.keys import RedisKeys  # noqa: PLC0415 - reading verbs do not need redis
+    from workers.publisher import RedisPublisher  # noqa: PLC0415 - as above
 
-    publisher = RedisPublisher(access.settings.broker_url, access.settings.key_prefix)
-    try:
-        publisher.incarnation()
-    except BrokerUnavailableError as error:
-        return None, [str(error)]
-    return publisher, []
+    with closing(RedisPublisher(url, prefix)) as publisher, closing(RedisKeys(url, prefix)) as keys:
+        yield publisher, keys
 
 
 @click.group()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import ColumnElement, and_, insert, literal, null, select, update
+from sqlalchemy import ColumnElement, and_, exists, insert, literal, null, select, update
 
 from batching.database import now
 from batching.models import batches, bulk_moves, profiles
@@ -99,9 +99,15 @@ def _rewrite_step(connection: Connection, batch: BatchRow, move: BulkMove, gener
         )
         if leading is not None and written.rowcount >= limit:
             return batch.rewrite_cursor
-    if ranged and batch.rewrite_cursor + limit < batch.total:
+    if ranged and _goes_beyond(connection, batch, batch.rewrite_cursor + limit):
         return batch.rewrite_cursor + limit
     return None
+
+
+def _goes_beyond(connection: Connection, batch: BatchRow, number: int) -> bool:
+    """Whether profiles have larger numbers; not by the total, which says less once rows were lost and written off."""
+    further = exists().where(profiles.c.batch_id == batch.id, profiles.c.number > number)
+    return number < batch.total or bool(connection.scalar(select(further)))
 
 
 #: The index that leads to the rows of a state; the others are walked by number.

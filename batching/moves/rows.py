@@ -69,7 +69,7 @@ def as_batch(row: Sequence[Any]) -> BatchRow:
     values = dict(zip(BatchRow.__dataclass_fields__, row, strict=True))
     values["state"] = BatchState(values["state"])
     values["target"] = StopTarget(values["target"]) if values["target"] else None
-    values["options"] = BatchOptions.from_dict(values["options"])
+    values["options"] = BatchOptions.from_stored(values["options"])
     return BatchRow(**values)
 
 
@@ -185,7 +185,9 @@ def read_constants(connection: Connection, batch_ids: Iterable[str]) -> dict[str
 
 def remember_constants(batch_id: str, queue: str, handler: str, options: dict[str, Any]) -> Constants:
     """What another statement read along the way."""
-    return _constants.get(batch_id) or _keep(batch_id, Constants(Lane(queue, handler), BatchOptions.from_dict(options)))
+    return _constants.get(batch_id) or _keep(
+        batch_id, Constants(Lane(queue, handler), BatchOptions.from_stored(options))
+    )
 
 
 def _keep(batch_id: str, constants: Constants) -> Constants:
