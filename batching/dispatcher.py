@@ -92,7 +92,8 @@ class Dispatcher:
         return running < outlook.max_running.get(queue, 1)
 
     def _start(self, term: LeaderTerm, outlook: Outlook, queue: str, handlers: frozenset[str] | None) -> Start | None:
-        started = self._execution.start_batch(queue, term, Plan(handlers, self._rooms(outlook, queue), CHUNK))
+        plan = Plan(handlers, self._rooms(outlook, queue), CHUNK, queue in outlook.grouped)
+        started = self._execution.start_batch(queue, term, plan)
         if started is not None:
             self._window(started.lane).sent(len(started.dispatches))
             reading = self._reading[started.batch_id] = _Reading(self._clock)

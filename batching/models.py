@@ -68,6 +68,8 @@ batches = Table(
     Column("target", String(12)),
     Column("reason", Text),
     Column("priority", Integer, nullable=False, server_default=text("0")),
+    # Groups of one priority take turns; the empty text is a group too: that of the batches that name none.
+    Column("group", String(255), nullable=False, server_default=text("''")),
     Column("position", BigNumber, nullable=False),
     # Grows with every bulk move; rows of an older generation are read as moved. See `bulk_moves`.
     Column("generation", Integer, nullable=False, server_default=text("0")),
@@ -101,16 +103,29 @@ batches = Table(
     CheckConstraint("pass_number >= 1 AND last_pass >= 1", name="passes"),
 )
 Index("batches_queue_key_key", batches.c.queue, batches.c.key, unique=True)
+#: The order of a queue, for everybody who asks: who was asked to run at once, then priority, then position; ids, made
+#: in order, decide the rest. While batches with a group wait, groups take turns inside a priority: `moves/turns.py`.
+LINE_ORDER: Final = (batches.c.urgent.desc(), batches.c.priority.desc(), batches.c.position, batches.c.id)
 # The line itself: promotion, and every place in line.
 Index(
     "batches_line_idx",
     batches.c.queue,
-    batches.c.priority.desc(),
-    batches.c.position,
-    batches.c.id,
+    *LINE_ORDER,
     postgresql_where=batches.c.state == BatchState.QUEUED.value,
     sqlite_where=batches.c.state == BatchState.QUEUED.value,
 )
+# The same by group, for the first of each; and whether groups have to take turns at all, empty where nobody names one.
+Index(
+    "batches_turns_idx",
+    batches.c.queue,
+    *LINE_ORDER[:2],
+    batches.c.group,
+    *LINE_ORDER[2:],
+    postgresql_where=batches.c.state == BatchState.QUEUED.value,
+    sqlite_where=batches.c.state == BatchState.QUEUED.value,
+)
+GROUPED: Final = text("state = 'queued' AND \"group\" <> ''")
+Index("batches_grouped_idx", batches.c.queue, postgresql_where=GROUPED, sqlite_where=GROUPED)
 # What the leader looks at in every tick; finished batches are not in it, however many are kept.
 # Queries repeat it word for word: SQLite uses a partial index only for a condition that it finds in the query.
 ACTIVE: Final = text("state IN ('loading', 'running', 'stopping')")
@@ -122,6 +137,17 @@ Index("batches_position_idx", batches.c.queue, batches.c.position)
 # Retention: the oldest finished first.
 _FINISHED = text("finished_at IS NOT NULL")
 Index("batches_finished_idx", batches.c.finished_at, postgresql_where=_FINISHED, sqlite_where=_FINISHED)
+
+#: When each group of a queue had its last turn, inside each priority: the memory of the round robin (`moves/turns.py`).
+turns = Table(
+    "turns",
+    metadata,
+    Column("queue", String(64), ForeignKey("queues.name"), primary_key=True),
+    Column("priority", Integer, primary_key=True, autoincrement=False),
+    Column("group", String(255), primary_key=True),
+    # Counts the queue's promotions while groups wait: the smaller, the longer ago.
+    Column("served", BigNumber, nullable=False),
+)
 
 profiles = Table(
     "profiles",
@@ -295,6 +321,8 @@ rates = Table(
 
 __all__ = [
     "ACTIVE",
+    "GROUPED",
+    "LINE_ORDER",
     "NOBODY",
     "attempts",
     "batches",
@@ -306,5 +334,6 @@ __all__ = [
     "profiles",
     "queues",
     "rates",
+    "turns",
     "workers",
 ]

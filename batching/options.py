@@ -129,6 +129,8 @@ class BatchSpec:
     options: BatchOptions = field(default_factory=BatchOptions)
     replace_key: bool = False
     """`--new`: an older batch with this key gives it up."""
+    group: str = ""
+    """Whose batches take turns with those of other groups; empty for none."""
 
 
 class BatchReceipt(NamedTuple):

@@ -6,11 +6,10 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sqlalchemy import and_, exists, or_, select
+from sqlalchemy import and_, exists, select
 
-from batching.database import now
-from batching.models import ACTIVE, batches, queues
-from batching.moves import leadership
+from batching.models import ACTIVE, LINE_ORDER, batches, queues
+from batching.moves import leadership, turns
 from batching.moves.rows import as_counted, counted_batches
 from batching.states import BatchState
 
@@ -44,6 +43,8 @@ class Outlook:
     waiting: frozenset[str]
     """Queues in which a batch may be promoted now."""
     max_running: dict[str, int]
+    grouped: frozenset[str]
+    """Queues in which groups take turns."""
     unwritten: list[str]
     """Batches with bulk moves that are not written into their rows yet."""
 
@@ -83,6 +84,7 @@ def look(database: Database, worker_lease: float) -> Outlook:
             active=[Active(*each) for each in as_counted(connection.execute(_ACTIVE))],
             waiting=frozenset(row.name for row in queues_ if row.waits),
             max_running={row.name: row.max_running for row in queues_},
+            grouped=frozenset(row.name for row in queues_ if row.grouped),
             unwritten=list(connection.scalars(_UNWRITTEN)),
         )
 
@@ -93,16 +95,10 @@ _UNWRITTEN = select(batches.c.id).where(batches.c.rewritten < batches.c.generati
 _QUEUES = select(
     queues.c.name,
     queues.c.max_running,
-    and_(
-        queues.c.paused.is_(False),
-        exists().where(
-            batches.c.queue == queues.c.name,
-            batches.c.state == BatchState.QUEUED,
-            or_(batches.c.not_before.is_(None), batches.c.not_before <= now()),
-        ),
-    ).label("waits"),
+    and_(queues.c.paused.is_(False), exists().where(batches.c.queue == queues.c.name, turns.may_start())).label(
+        "waits"
+    ),
+    turns.grouped(queues.c.name).label("grouped"),
 )
 
-_ACTIVE = counted_batches(ACTIVE, batches.c.state.in_([BatchState.RUNNING, BatchState.STOPPING])).order_by(
-    batches.c.priority.desc(), batches.c.position, batches.c.id
-)
+_ACTIVE = counted_batches(ACTIVE, batches.c.state.in_([BatchState.RUNNING, BatchState.STOPPING])).order_by(*LINE_ORDER)

@@ -133,6 +133,7 @@ class QueueManager:
         key: str | None = None,
         queue: str = "default",
         priority: int = 0,
+        group: str | None = None,
         options: BatchOptions | None = None,
         new: bool = False,
         session: Session | Connection | None = None,
@@ -147,6 +148,7 @@ class QueueManager:
             key: The batch's idempotency key in its queue: the same key again returns the same batch.
             queue: Made when it does not exist.
             priority: Larger runs first.
+            group: Whose batch it is: inside a priority, groups take turns, however many batches each of them has.
             options: See `BatchOptions`.
             new: With `key`: submit a fresh batch; an older one gives the key up.
             session: A SQLAlchemy session or connection: the batch is written in its transaction, and exists if and
@@ -159,7 +161,9 @@ class QueueManager:
         """
         if options is not None and not isinstance(options, BatchOptions):
             raise InvalidInputError(f"options takes a BatchOptions, not {type(options).__name__}")
-        spec = BatchSpec(handler, name or str(handler), queue, key, priority, options or BatchOptions(), new)
+        spec = BatchSpec(
+            handler, name or str(handler), queue, key, priority, options or BatchOptions(), new, group or ""
+        )
         limits = Limits.from_settings(self.settings)
         if session is None:
             announce = None if self._doorbell is None else self.ring

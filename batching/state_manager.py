@@ -24,6 +24,7 @@ from batching.moves import (
     rows,
     submission,
     sweep,
+    turns,
     whole,
 )
 from batching.options import BatchReceipt
@@ -159,11 +160,21 @@ class BatchStateManager:
 
     def promote(self, queue: str, term: LeaderTerm, handlers: Collection[str] | None = None) -> str | None:
         with self.database.begin() as writing:
-            promoted = promotion.promote(writing, queue, term, handlers)
+            turn = turns.next_turn(writing, queue, handlers)
+            promoted = promotion.promote(writing, queue, term, handlers, turn and turn.batch_id)
+            if promoted is not None and turn is not None:
+                turns.take(writing, turn)
             return None if promoted is None else promoted.id
 
     def start(self, queue: str, term: LeaderTerm, plan: promotion.Plan) -> promotion.Start | None:
         """Promote the next batch in line and dispatch the first of its profiles, in one transaction."""
+        if plan.in_turns:
+            with self.database.begin() as writing:
+                turn = turns.next_turn(writing, queue, plan.handlers)
+                started = turn and promotion.start(writing, queue, term, plan, self._max_losses, turn.batch_id)
+                if started is not None and turn is not None:
+                    turns.take(writing, turn)
+                return started
         if self.database.dialect == "postgresql":
             with self.database.direct() as direct:
                 return promotion.start_at_once(direct, queue, term, plan, self._max_losses)

@@ -162,6 +162,10 @@ def check_spec(spec: BatchSpec, limits: Limits) -> None:
         raise InvalidInputError(
             f"cannot submit with priority {spec.priority!r}: it is a whole number up to {_PRIORITY_LIMIT:,}"
         )
+    if len(group := str(spec.group)) > _NAME_LIMIT or not group.isprintable():
+        raise InvalidInputError(
+            f"cannot submit with the group {group[:80]!r}: a group has up to {_NAME_LIMIT} printable characters"
+        )
     if spec.key is not None:
         check_key(spec.key, limits, "the batch key")
 

@@ -136,7 +136,7 @@ def test_json_has_what_the_contract_names(line: Line) -> None:
 
     names = (
         "id name key handler queue state pass place total pending dispatched running succeeded failed skipped "
-        "cancelled expired rate eta_seconds reason created_at started_at finished_at priority target sealed "
+        "cancelled expired rate eta_seconds reason created_at started_at finished_at priority group target sealed "
         "max_passes duplicates late options percent"
     )
     assert set(document) == set(names.split())

@@ -19,6 +19,7 @@ VERBS: Final = {
     "db": "batching.cli.checking:db",
     "demo": "batching.cli.demo:demo",
     "doctor": "batching.cli.checking:doctor",
+    "execute": "batching.cli.steering:execute",
     "failures": "batching.cli.reading:failures",
     "health": "batching.cli.checking:health",
     "list": "batching.cli.reading:list_batches",

@@ -130,7 +130,7 @@ def _description(view: BatchView) -> list[tuple[str, str | Text]]:
     lines: list[tuple[str, str | Text]] = [
         ("name", view.name),
         ("handler", view.handler),
-        ("queue", f"{view.queue}, priority {view.priority}"),
+        ("queue", f"{view.queue}, priority {view.priority}" + (f", group {view.group}" if view.group else "")),
         ("state", styled(view.state) + Text(f", pass {view.pass_number}, at most {view.max_passes}")),
         ("reason", view.reason),
         ("place", place(view)),

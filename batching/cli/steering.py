@@ -1,4 +1,4 @@
-"""`pause`, `resume`, `cancel`, `retry`, `move`, `prune`: verbs that steer."""
+"""`pause`, `resume`, `cancel`, `retry`, `move`, `execute`, `prune`: verbs that steer."""
 
 from __future__ import annotations
 
@@ -102,6 +102,21 @@ def move(access: Access, batch_id: str, to: int | str, *, as_json: bool) -> None
     found = access.statistics.resolve(batch_id)
     access.manager.move(found, to)
     _report(access, found, "moved", as_json=as_json)
+
+
+@click.command()
+@click.argument("batch_id", metavar="ID")
+@json_flag
+@click.pass_obj
+def execute(access: Access, batch_id: str, *, as_json: bool) -> None:
+    """Run a waiting batch next, ahead of its turn.
+
+    Whatever its priority, its group, its position, or its pause between passes.
+    """
+    found = access.statistics.resolve(batch_id)
+    access.manager.execution_manager.execute_batch(found)
+    access.manager.ring()
+    _report(access, found, "asked for", as_json=as_json)
 
 
 @click.command()

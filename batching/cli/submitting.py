@@ -50,6 +50,7 @@ def _value(text: str) -> Any:
 @click.option("--name", metavar="TEXT", help="For people; by default the file's name.")
 @click.option("--queue", default="default", show_default=True, metavar="NAME")
 @click.option("--priority", type=int, default=0, show_default=True, help="Higher goes first.")
+@click.option("--group", metavar="NAME", help="Whose it is: groups take turns inside a priority.")
 @click.option("--option", "pairs", multiple=True, metavar="NAME=VALUE", help="As max_attempts=5; repeatable.")
 @click.option("--key-column", metavar="NAME", help="The column or field that holds a profile's key.")
 @click.option("--format", "format_", type=click.Choice(["csv", "tsv", "jsonl", "lines"]), help="Of the file.")
@@ -76,6 +77,7 @@ def submit(ctx: click.Context, /, handler: str, file: str, **given: Any) -> None
             key=given["key"],
             queue=given["queue"],
             priority=given["priority"],
+            group=given["group"],
             options=options,
             new=given["new"],
         )

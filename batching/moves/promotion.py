@@ -29,10 +29,10 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql
 
-from batching.database import now
+from batching.database import Identifier, now
 from batching.interfaces import Lane
-from batching.models import batches, counters, history, queues
-from batching.moves import profile
+from batching.models import LINE_ORDER, batches, counters, history, queues
+from batching.moves import profile, turns
 from batching.moves.counters import open_row
 from batching.moves.rows import BATCH_COLUMNS, as_batch, move_batch
 from batching.moves.statements import LEADS, UNFLUSHED, WRITER, dispatch_of
@@ -57,6 +57,8 @@ class Plan(NamedTuple):
     """Profiles that there is room for, by handler; none for others."""
     most: int
     """Profiles in one dispatch, at most; `rooms` has no more."""
+    in_turns: bool = False
+    """Groups take turns in the queue: `turns.next_turn` chooses."""
 
 
 class Start(NamedTuple):
@@ -69,17 +71,22 @@ class Start(NamedTuple):
 
 
 def promote(
-    connection: Connection, queue: str, term: LeaderTerm, handlers: Collection[str] | None = None
+    connection: Connection,
+    queue: str,
+    term: LeaderTerm,
+    handlers: Collection[str] | None = None,
+    chosen: str | None = None,
 ) -> BatchRow | None:
     """Queued -> running for the next batch in line, with a counter row for the leader; none that backs off.
 
-    With `handlers`, the next of those that go to one of them: idle workers gain nothing from any other.
+    With `handlers`, the next of those that go to one of them: idle workers gain nothing from any other. Where groups
+    take turns, the next in line is nobody's turn: only what was `chosen` (`turns.next_turn`) is promoted.
 
     Settles the race of two leaders: the row is locked and skipped by the other, and the epoch guards the write.
     """
-    served = None if handlers is None else batches.c.handler.in_(sorted(handlers))
-    parameters = {"line": queue, "writer": term.holder, "epoch": term.epoch}
-    row = connection.execute(_next(served), parameters).first()
+    served = [] if handlers is None else [batches.c.handler.in_(sorted(handlers))]
+    parameters = {"line": queue, "writer": term.holder, "epoch": term.epoch, "chosen": chosen}
+    row = connection.execute(_next(*served, chosen=chosen is not None), parameters).first()
     if row is None:
         return None
     batch = as_batch(row)
@@ -89,7 +96,9 @@ def promote(
     return batch
 
 
-def start(connection: Connection, queue: str, term: LeaderTerm, plan: Plan, max_losses: int) -> Start | None:
+def start(
+    connection: Connection, queue: str, term: LeaderTerm, plan: Plan, max_losses: int, chosen: str | None = None
+) -> Start | None:
     """Promote the next batch in line, and dispatch the first of its profiles with it; on PostgreSQL in one statement.
 
     Settles what `promote` and `profile.dispatch` settle. The batch's row is locked, and every bulk move locks it first,
@@ -102,10 +111,11 @@ def start(connection: Connection, queue: str, term: LeaderTerm, plan: Plan, max_
         term: The leader's.
         plan: What may be promoted, and how much of it dispatched.
         max_losses: As for `profile.dispatch`.
+        chosen: As for `promote`.
     """
     if connection.dialect.name == "postgresql":
-        return start_at_once(connection, queue, term, plan, max_losses)
-    batch = promote(connection, queue, term, plan.handlers)
+        return start_at_once(connection, queue, term, plan, max_losses, chosen)
+    batch = promote(connection, queue, term, plan.handlers, chosen)
     if batch is None:
         return None
     lane, window = batch.terms.lane, batch.options.window
@@ -114,7 +124,9 @@ def start(connection: Connection, queue: str, term: LeaderTerm, plan: Plan, max_
     return Start(batch.id, batch.total, lane, dispatches)
 
 
-def start_at_once(connection: Single, queue: str, term: LeaderTerm, plan: Plan, max_losses: int) -> Start | None:
+def start_at_once(
+    connection: Single, queue: str, term: LeaderTerm, plan: Plan, max_losses: int, chosen: str | None = None
+) -> Start | None:
     """What `start` does on PostgreSQL: one statement, which needs no transaction around it."""
     parameters = {
         "line": queue,
@@ -124,7 +136,9 @@ def start_at_once(connection: Single, queue: str, term: LeaderTerm, plan: Plan, 
         "handlers": list(plan.rooms),
         "rooms": [max(0, room) for room in plan.rooms.values()],
     }
-    rows = connection.execute(_start_statement(), parameters).all()
+    if chosen is not None:
+        parameters["chosen"] = chosen
+    rows = connection.execute(_start_statement(chosen=chosen is not None), parameters).all()
     if not rows:
         return None
     batch_id, total, handler = rows[0][:3]
@@ -133,20 +147,21 @@ def start_at_once(connection: Single, queue: str, term: LeaderTerm, plan: Plan, 
     return Start(batch_id, total, lane, profile.as_dispatches(sent, batch_id, lane, max_losses))
 
 
-def _next(served: ColumnElement[bool] | None) -> Select[Any]:
-    """The first in line, locked; what another leader has locked is passed over."""
+def _next(*served: ColumnElement[bool], chosen: bool) -> Select[Any]:
+    """The first in line, or the one whose turn it is, locked; what another leader has locked is passed over."""
     queue = bindparam("line", type_=Text())
+    turn = [batches.c.id == bindparam("chosen", type_=Identifier())] if chosen else [~turns.grouped(queue)]
     return (
         select(*BATCH_COLUMNS)
         .where(
             batches.c.queue == queue,
-            batches.c.state == BatchState.QUEUED,
-            or_(batches.c.not_before.is_(None), batches.c.not_before <= now()),
+            turns.may_start(),
+            *turn,
             ~exists().where(queues.c.name == queue, queues.c.paused),
             LEADS,
-            *([] if served is None else [served]),
+            *served,
         )
-        .order_by(batches.c.urgent.desc(), batches.c.priority.desc(), batches.c.position, batches.c.id)
+        .order_by(*LINE_ORDER)
         .limit(literal_column("1"))
         .with_for_update(skip_locked=True, key_share=True)
     )
@@ -157,10 +172,10 @@ def _started_at() -> ColumnElement[Any]:
 
 
 @lru_cache
-def _start_statement() -> Select[Any]:
+def _start_statement(*, chosen: bool) -> Select[Any]:
     """All of it; the guards repeat what the lock makes sure of, as in `move_batch`."""
     served = bindparam("served", type_=ARRAY(Text()))
-    first = _next(or_(served.is_(None), batches.c.handler == func.any(served))).cte("first")
+    first = _next(or_(served.is_(None), batches.c.handler == func.any(served)), chosen=chosen).cte("first")
     moved = (
         update(batches)
         .where(

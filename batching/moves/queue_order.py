@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import func, select, update
+from sqlalchemy import BigInteger, Update, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
+from batching.database import Identifier
 from batching.errors import IllegalMoveError, InvalidInputError
 from batching.models import batches, queues
 from batching.moves.rows import BatchRow, check_id, lock_batch, remember
+from batching.parameters import encode_rows, parameter_rows
 from batching.states import BatchState
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
+    from sqlalchemy.types import TypeEngine
 
 
 def ensure_queue(connection: Connection, name: str) -> None:
@@ -51,7 +55,7 @@ def front(connection: Connection, queue: str) -> int:
 
 
 def move(connection: Connection, batch_id: str, place: int | str) -> int:
-    """Put a waiting batch to another place among the waiting batches of its priority.
+    """Put a waiting batch to another place among the waiting batches of its priority and group.
 
     Settles the race between two operators: the queue's lock makes one of them first, and the other sees its order.
 
@@ -107,6 +111,7 @@ def _insert_at(connection: Connection, batch: BatchRow, place: int) -> int:
         .where(
             batches.c.queue == batch.queue,
             batches.c.priority == batch.priority,
+            batches.c.group == batch.group,
             (batches.c.state == BatchState.QUEUED) | (batches.c.id == batch.id),
         )
         .order_by(batches.c.position, batches.c.id)
@@ -118,10 +123,19 @@ def _insert_at(connection: Connection, batch: BatchRow, place: int) -> int:
     if len(set(slots)) != len(slots):
         slots = list(range(slots[0], slots[0] + len(slots)))
     new: dict[str, int] = dict(zip(order, slots, strict=True))
-    for row in rows:
-        if new[row.id] != row.position:
-            connection.execute(update(batches).where(batches.c.id == row.id).values(position=new[row.id]))
+    if dealt := [(row.id, new[row.id]) for row in rows if new[row.id] != row.position]:
+        dialect = connection.dialect.name
+        connection.execute(_deal(dialect), encode_rows(dialect, "dealt", _DEALT, dealt))
     return new[batch.id]
+
+
+_DEALT: Final[dict[str, TypeEngine[Any]]] = {"id": Identifier(), "position": BigInteger()}
+
+
+@lru_cache
+def _deal(dialect: str) -> Update:
+    dealt = parameter_rows(dialect, "dealt", _DEALT)
+    return update(batches).where(batches.c.id == dealt.c.id).values(position=dealt.c.position)
 
 
 def _write(connection: Connection, batch: BatchRow, position: int) -> None:

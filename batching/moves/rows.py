@@ -36,6 +36,7 @@ class BatchRow:
     state: BatchState
     target: StopTarget | None
     priority: int
+    group: str
     position: int
     generation: int
     rewritten: int

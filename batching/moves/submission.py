@@ -53,6 +53,7 @@ def _insert_batch(connection: Connection, batch_id: str, spec: BatchSpec) -> Non
             handler=spec.handler,
             state=BatchState.LOADING,
             priority=spec.priority,
+            group=spec.group,
             position=0,
             last_pass=spec.options.max_passes,
             options=spec.options.as_dict(),

@@ -9,6 +9,7 @@ from sqlalchemy import ColumnElement, Subquery, and_, exists, func, literal, or_
 from batching.database import age, now
 from batching.models import batches, counters, leases, profiles, rates
 from batching.models import workers as worker_table
+from batching.moves import turns
 from batching.states import BatchState, ProfileState
 from batching.statistics.views import WorkerView
 
@@ -80,17 +81,16 @@ def heads(connection: Connection, queues: Collection[str]) -> dict[str, Head]:
 def waits(connection: Connection, batch_ids: Sequence[str], queues: Collection[str]) -> dict[str, Wait]:
     """The stand of those of these batches that are queued."""
     sums = _unsettled_by_batch()
-    order = (batches.c.priority.desc(), batches.c.position, batches.c.id)
+    queued, order = turns.in_order(batches.c.queue.in_(list(queues)))
     line = (
         select(
-            batches.c.id,
-            func.row_number().over(partition_by=batches.c.queue, order_by=order).label("place"),
+            queued.c.id,
+            func.row_number().over(partition_by=queued.c.queue, order_by=order).label("place"),
             func.sum(func.coalesce(sums.c.unsettled, 0))
-            .over(partition_by=batches.c.queue, order_by=order, rows=(None, 0))
+            .over(partition_by=queued.c.queue, order_by=order, rows=(None, 0))
             .label("unsettled"),
         )
-        .select_from(batches.outerjoin(sums, sums.c.batch_id == batches.c.id))
-        .where(batches.c.state == BatchState.QUEUED.value, batches.c.queue.in_(list(queues)))
+        .select_from(queued.outerjoin(sums, sums.c.batch_id == queued.c.id))
         .subquery()
     )
     rows = connection.execute(select(line).where(line.c.id.in_(list(batch_ids))))
@@ -98,22 +98,15 @@ def waits(connection: Connection, batch_ids: Sequence[str], queues: Collection[s
 
 
 def place_in_line(connection: Connection, batch_id: str) -> int | None:
-    """0 runs, 1 is next; None: not in the queue. Counts through the line's own index."""
-    own = connection.execute(
-        select(batches.c.queue, batches.c.state, batches.c.priority, batches.c.position).where(batches.c.id == batch_id)
-    ).one()
+    """0 runs, 1 is next; None: not in the queue."""
+    own = connection.execute(select(batches.c.queue, batches.c.state).where(batches.c.id == batch_id)).one()
     if own.state in AT_THE_HEAD:
         return 0
     if own.state != BatchState.QUEUED:
         return None
-    line = batches.c
-    before = or_(
-        line.priority > own.priority,
-        and_(line.priority == own.priority, line.position < own.position),
-        and_(line.priority == own.priority, line.position == own.position, line.id < batch_id),
-    )
-    queued = and_(line.queue == own.queue, line.state == BatchState.QUEUED.value)
-    return 1 + int(connection.scalar(select(func.count()).select_from(batches).where(queued, before)) or 0)
+    line = turns.places(batches.c.queue == own.queue)
+    place: int | None = connection.scalar(select(line.c.place).where(line.c.id == batch_id))
+    return place
 
 
 def retries_at(connection: Connection, batch_ids: Sequence[str]) -> dict[str, datetime]:

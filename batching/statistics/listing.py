@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sqlalchemy import ColumnElement, case, select
+from sqlalchemy import ColumnElement, Select, case, select
 
-from batching.models import batches, queues, rates
+from batching.models import LINE_ORDER, batches, queues, rates
+from batching.moves import turns
 from batching.moves.counters import Counts, read_many
 from batching.options import BatchOptions
 from batching.states import TERMINAL_BATCH_STATES, BatchState, StopTarget
@@ -42,36 +43,30 @@ def read_views(
     Args:
         connection: In a read transaction.
         condition: On the table of batches; batches that are still loading never show.
-        limit: Batches at most; None for all.
+        limit: Batches at most; None for all, in no order.
         lease: Seconds; see `line.read_workers`.
     """
-    rows = connection.execute(
+    chosen = (
         select(batches, queues.c.paused.label("queue_paused"), rates.c.per_second)
         .select_from(batches.join(queues, queues.c.name == batches.c.queue).outerjoin(rates, line.fresh_rate()))
         .where(batches.c.state != BatchState.LOADING.value, condition)
-        .order_by(*_order())
-        .limit(limit)
-    ).all()
+    )
+    rows = connection.execute(chosen if limit is None else _in_order(chosen).limit(limit)).all()
     around = _read_around(connection, rows, lease)
     return [_as_view(row, around) for row in rows]
 
 
-def _order() -> tuple[ColumnElement[Any], ...]:
+def _in_order(chosen: Select[Any]) -> Select[Any]:
     rank = case(
         (batches.c.state.in_(line.AT_THE_HEAD), 0),
         (batches.c.state == BatchState.QUEUED.value, 1),
         (batches.c.state == BatchState.PAUSED.value, 2),
         else_=3,
     )
+    places = turns.places()
     # Inside a rank, either all or none have finished: the newest first, or the order of the line.
-    return (
-        rank,
-        batches.c.finished_at.desc(),
-        batches.c.queue,
-        batches.c.priority.desc(),
-        batches.c.position,
-        batches.c.id,
-    )
+    order = (rank, batches.c.finished_at.desc(), batches.c.queue, places.c.place, *LINE_ORDER)
+    return chosen.join(places, places.c.id == batches.c.id, isouter=True).order_by(*order)
 
 
 def _read_around(connection: Connection, rows: Sequence[Any], lease: float) -> _Around:
@@ -114,6 +109,7 @@ def _as_view(row: Any, around: _Around) -> BatchView:
         started_at=row.started_at,
         finished_at=row.finished_at,
         priority=row.priority,
+        group=row.group or None,
         target=StopTarget(row.target) if row.target else None,
         sealed=bool(row.sealed),
         max_passes=row.options.get("max_passes", BatchOptions().max_passes),

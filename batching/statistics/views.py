@@ -61,6 +61,8 @@ class BatchView(_AsJSON):
     started_at: datetime | None
     finished_at: datetime | None
     priority: int
+    group: str | None
+    """Whose batches take turns with those of other groups; None: it names none."""
     target: StopTarget | None
     sealed: bool
     max_passes: int
