@@ -34,6 +34,10 @@ class UnknownBatchError(BatchingError):
     """No batch has this id."""
 
 
+class UnknownCallbackError(BatchingError):
+    """No callback has this id."""
+
+
 class UnknownHandlerError(BatchingError):
     """No handler has this name."""
 

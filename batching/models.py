@@ -22,7 +22,7 @@ from sqlalchemy import (
 )
 
 from batching.database import BigNumber, Identifier, JSONText, Timestamp, now
-from batching.states import BatchState, BulkMove, ProfileState, StopTarget
+from batching.states import BatchState, BulkMove, CallbackEvent, CallbackState, ProfileState, StopTarget
 
 #: The worker id of writes that no worker makes: submission and verbs.
 NOBODY: Final = "00000000-0000-0000-0000-000000000000"
@@ -282,6 +282,40 @@ bulk_moves = Table(
     CheckConstraint(_one_of("move", BulkMove), name="move"),
 )
 
+#: What somebody asked to be told: the outbox. Rows are written in the transaction that causes them, and go with their
+#: batch, which is not pruned while one waits.
+callbacks = Table(
+    "callbacks",
+    metadata,
+    # Made once: the receiver knows a repeated delivery by it.
+    Column("id", Identifier, primary_key=True),
+    Column("batch_id", Identifier, ForeignKey("batches.id", ondelete="CASCADE"), nullable=False),
+    Column("event", String(12), nullable=False),
+    Column("pass_number", Integer, nullable=False),
+    # A URL, or the name of a Celery task.
+    Column("target", Text, nullable=False),
+    # What is told, as it was when it happened: every attempt says the same.
+    Column("document", JSONText, nullable=False),
+    Column("state", String(12), nullable=False, server_default=text("'waiting'")),
+    # The fence of one delivery: + 1 whenever a manager takes it, never reset.
+    Column("run", Integer, nullable=False, server_default=text("0")),
+    # Deliveries that were tried, since a person last made it wait again.
+    Column("attempts", Integer, nullable=False, server_default=text("0")),
+    # When it may be taken next; pushed ahead by whoever takes it, so that it is due again should that process end.
+    Column("due_at", Timestamp, nullable=False, server_default=now()),
+    Column("error", Text),
+    Column("created_at", Timestamp, nullable=False, server_default=now()),
+    Column("settled_at", Timestamp),
+    CheckConstraint(_one_of("event", CallbackEvent), name="event"),
+    CheckConstraint(_one_of("state", CallbackState), name="state"),
+    CheckConstraint("(state = 'waiting') = (settled_at IS NULL)", name="settled"),
+)
+# A batch ends a pass once; whatever goes wrong, nobody is told so twice.
+Index("callbacks_once_key", callbacks.c.batch_id, callbacks.c.event, callbacks.c.pass_number, unique=True)
+#: Queries repeat it word for word, as `ACTIVE`.
+UNDELIVERED: Final = text("state = 'waiting'")
+Index("callbacks_due_idx", callbacks.c.due_at, postgresql_where=UNDELIVERED, sqlite_where=UNDELIVERED)
+
 #: Worker processes. The identity is made at boot, not taken from the host name.
 workers = Table(
     "workers",
@@ -324,9 +358,11 @@ __all__ = [
     "GROUPED",
     "LINE_ORDER",
     "NOBODY",
+    "UNDELIVERED",
     "attempts",
     "batches",
     "bulk_moves",
+    "callbacks",
     "counters",
     "history",
     "leases",

@@ -6,7 +6,9 @@ from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Any, NamedTuple
 
+from batching.callbacks import check_target
 from batching.errors import InvalidInputError
+from batching.states import CallbackEvent
 
 
 class Requeue(StrEnum):
@@ -38,6 +40,9 @@ class BatchOptions:
         retry_backoff_max: Ceiling of that back-off in seconds.
         pass_backoff: Seconds before the second pass; doubles each time.
         pass_backoff_max: Ceiling of that back-off in seconds.
+        on_success: Who is told when the batch succeeds: `https://…` for a webhook, or the name of a Celery task.
+        on_failure: Who is told of each failed pass.
+        on_finish: Who is told when the batch reaches a terminal state, whichever.
     """
 
     max_attempts: int = 3
@@ -50,6 +55,9 @@ class BatchOptions:
     retry_backoff_max: float = 300.0
     pass_backoff: float = 1.0
     pass_backoff_max: float = 300.0
+    on_success: str | None = None
+    on_failure: str | None = None
+    on_finish: str | None = None
 
     def __post_init__(self) -> None:
         for name, low, high in (("max_attempts", 1, 1000), ("max_passes", 1, 1000)):
@@ -74,6 +82,13 @@ class BatchOptions:
             object.__setattr__(self, "requeue", Requeue(self.requeue))
         except ValueError:
             raise InvalidInputError(f"option requeue takes tail, front, keep or park, not {self.requeue!r}") from None
+        for event in CallbackEvent:
+            check_target(f"on_{event}", self.callback(event))
+
+    def callback(self, event: CallbackEvent) -> str | None:
+        """Who is told of an event; None: nobody."""
+        target: str | None = getattr(self, f"on_{event}")
+        return target
 
     def _whole(self, name: str, low: int, high: int) -> None:
         value = getattr(self, name)

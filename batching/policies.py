@@ -32,6 +32,21 @@ def pass_delay(pass_number: int, options: BatchOptions) -> float:
     return min(options.pass_backoff_max, options.pass_backoff * 2.0 ** min(pass_number - 1, 32))
 
 
+def callback_delay(attempt: int, attempts: int, backoff: float) -> float | None:
+    """Seconds until a callback is tried again after `attempt` (counted from 1) failed; None: it is dead.
+
+    Exponential, an hour at most.
+
+    Args:
+        attempt: The attempt that just failed.
+        attempts: So many in all.
+        backoff: Seconds after the first.
+    """
+    if attempt >= attempts:
+        return None
+    return min(3_600.0, backoff * 2.0 ** min(attempt - 1, 32))
+
+
 def allowed_failures(options: BatchOptions, total: int) -> int:
     """How many profiles of a pass may fail: the count, or the ratio of the total rounded down."""
     if isinstance(options.failure_budget, float):

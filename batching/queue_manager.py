@@ -207,6 +207,15 @@ class QueueManager:
         days = self.settings.retention_days if older_than_days is None else older_than_days
         return self.state_manager.prune(days, limit)
 
+    def retry_callback(self, callback_id: str) -> None:
+        """Let a dead callback be delivered again, at once and with all its attempts.
+
+        Raises:
+            UnknownCallbackError: There is none with this id.
+            IllegalMoveError: It is not dead.
+        """
+        self.state_manager.retry_callback(callback_id)
+
     def process(self, batch_id: str) -> BatchState:
         """Ask for a batch to run ahead of its turn; a running or finished batch stays as it is."""
         return self._rung(self.execution_manager.execute_batch(batch_id))

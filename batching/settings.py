@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from batching.errors import ConfigurationError
@@ -65,14 +65,30 @@ class Settings(BaseSettings):
     retention_days: float = Field(30.0, ge=0)
     """Days that finished batches are kept before `prune` deletes them."""
 
-    @field_validator("handlers", "queues", mode="before")
+    webhook_secrets: Annotated[tuple[SecretStr, ...], NoDecode] = ()
+    """What webhooks are signed with: `whsec_` and base64; two, separated by a comma, while one replaces the other."""
+    webhook_allow_http: bool = False
+    """Whether a webhook may go to `http://`, where anybody on the way reads and changes it."""
+    webhook_allow_private: bool = False
+    """Whether a webhook may go to addresses that are not public: loopback, private, link-local, cloud metadata."""
+    webhook_timeout: float = Field(10.0, gt=0, le=300)
+    """Seconds that one delivery of a webhook may take, from the first look-up of the host to the end of the answer."""
+    callback_attempts: int = Field(15, ge=1, le=100)
+    """Deliveries of one callback that are tried before it is dead; with the default back-off, over some 5 hours."""
+    callback_backoff: float = Field(5.0, gt=0, le=3600)
+    """Seconds after the first failed delivery of a callback; doubles, up to an hour."""
+    celery_app: str | None = None
+    """The Celery application that sends callbacks which are tasks, as `-A` takes it; None: that of the worker which
+    started the manager, else `workers.celery`."""
+
+    @field_validator("handlers", "queues", "webhook_secrets", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         if isinstance(value, str):
             return tuple(part for part in re.split(r"[,\s]+", value) if part)
         return value
 
-    @field_validator("database_url", "broker_url", mode="before")
+    @field_validator("database_url", "broker_url", "celery_app", mode="before")
     @classmethod
     def _blank_is_none(cls, value: Any) -> Any:
         return value or None

@@ -14,6 +14,7 @@ from batching.database import is_unique_violation
 from batching.moves import batch as batch_moves
 from batching.moves import (
     bulk,
+    callbacks,
     counters,
     leadership,
     loading,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
+    from batching.callbacks import Callback
     from batching.database import Database
     from batching.interfaces import ClaimResult, Dispatch, LeaderTerm, RunId, Settlement, SettleResult
     from batching.options import BatchSpec, ProfileInput
@@ -278,6 +280,31 @@ class BatchStateManager:
     def request_promotion(self, batch_id: str) -> BatchState:
         with self.database.begin() as writing:
             return batch_moves.request_promotion(writing, batch_id)
+
+    # --- callbacks
+
+    def take_callbacks(self, limit: int, lease: float) -> list[Callback]:
+        """Take callbacks that are due, each for one delivery; they are due again when the lease is over."""
+        with self.database.read() as reading:
+            if not callbacks.are_due(reading):
+                return []
+        with self.database.begin() as writing:
+            return callbacks.take(writing, limit, lease)
+
+    def callback_delivered(self, taken: Callback) -> bool:
+        """Waiting -> delivered; False when somebody else has taken it since."""
+        with self.database.begin() as writing:
+            return callbacks.delivered(writing, taken)
+
+    def callback_failed(self, taken: Callback, error: str, delay: float | None) -> bool:
+        """Due again after some seconds, or dead without; False when somebody else has taken it since."""
+        with self.database.begin() as writing:
+            return callbacks.failed(writing, taken, error, delay)
+
+    def retry_callback(self, callback_id: str) -> None:
+        """Dead -> waiting, with all its attempts."""
+        with self.database.begin() as writing:
+            callbacks.revive(writing, callback_id)
 
     # --- leadership
 

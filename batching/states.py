@@ -78,6 +78,29 @@ class BulkMove(StrEnum):
     """The deadline passed: what waits will not run."""
 
 
+class CallbackEvent(StrEnum):
+    """What a callback tells of. At most one row per batch, event and pass."""
+
+    SUCCESS = "success"
+    """The batch succeeded."""
+    FAILURE = "failure"
+    """A pass failed, whether the batch has passes left or not: once per failed pass."""
+    FINISH = "finish"
+    """The batch reached a terminal state, whichever."""
+
+
+class CallbackState(StrEnum):
+    """Where a callback is on its way."""
+
+    WAITING = "waiting"
+    """Written in the transaction that caused it. Due at `due_at`, when a manager takes it, and it is due again later if
+    that manager does not come back; delivered, or dead after so many attempts."""
+    DELIVERED = "delivered"
+    """The broker took its task, or the receiver answered its webhook with 2xx. Final."""
+    DEAD = "dead"
+    """Its attempts are used up. `batching callbacks retry` makes it wait again."""
+
+
 TERMINAL_BATCH_STATES: Final = frozenset(
     {BatchState.SUCCEEDED, BatchState.FAILED, BatchState.CANCELLED, BatchState.EXPIRED}
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
 from typing import Any
 
 from celery import Celery
@@ -25,6 +26,7 @@ app.conf.update(
     task_default_queue="host",
     worker_prefetch_multiplier=3,
     broker_connection_retry_on_startup=True,
+    task_routes={"host.told": {"queue": "host-callbacks"}},
     broker_transport_options={"global_keyprefix": "host:", "visibility_timeout": 600},
 )
 
@@ -34,6 +36,14 @@ def double(self: Any, number: int) -> int:
     """A task of the application's own."""
     assert self.acks_late
     return 2 * number
+
+
+@app.task(name="host.told", bind=True)
+def told(self: Any, event: dict[str, Any]) -> None:
+    """A callback that this application asked for; by which queue and id it came, and what it says."""
+    line = json.dumps({"queue": self.request.delivery_info["routing_key"], "task_id": self.request.id, "event": event})
+    with (Path(os.environ["ACCEPTANCE_FOLDER"]) / "told").open("a") as file:
+        file.write(line + "\n")
 
 
 before = dict(app.conf.items())

@@ -26,6 +26,7 @@ from batching.outlook import look
 from batching.settings import get_settings
 from batching.state_manager import BatchStateManager
 from batching.sweeper import Sweeper
+from workers.courier import Courier
 from workers.publisher import RedisPublisher
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ class Manager:
         self._dispatcher = Dispatcher(execution, settings)
         self._sweeper = Sweeper(self._state, execution, publisher, settings)
         self._measurer = Measurer(database)
+        self._courier = Courier(self._state, settings, lambda: self._term is not None)
         self._stopping = threading.Event()
         self._term: LeaderTerm | None = None
         self._renewed_at = 0.0
@@ -79,6 +81,7 @@ class Manager:
     def run(self) -> None:
         """Lead, or stand by, until `stop`. An outage of SQL or of the broker is waited out."""
         pause = 0.0
+        self._courier.start()
         while not self._stopping.is_set():
             try:
                 pause = self._turn()
@@ -185,6 +188,7 @@ class Manager:
             self._stopping.wait(seconds)
 
     def _resign(self) -> None:
+        self._courier.stop()
         if self._term is not None:
             with contextlib.suppress(BatchingError):  # it lapses by itself
                 self._state.resign(self._term)

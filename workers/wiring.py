@@ -21,6 +21,7 @@ from workers.consumer import LaneConsumer, Ports
 from workers.executors import PoolExecutor, SoloExecutor
 from workers.identity import pool_kind
 from workers.loops import Loop
+from workers.messenger import where_is
 from workers.publisher import RedisPublisher
 from workers.tasks import bind, check_limits
 
@@ -123,8 +124,14 @@ def assemble(controller: Any) -> Assembly:
         executor,
         executor if isinstance(executor, SoloExecutor) else None,
         LaneConsumer(ports),
-        Companion(loop, {"BATCHING_BROKER_URL": broker_url}) if settings.manager else None,
+        Companion(loop, _for_the_manager(controller.app, settings, broker_url)) if settings.manager else None,
     )
+
+
+def _for_the_manager(app: Any, settings: Settings, broker_url: str) -> dict[str, str]:
+    """What its environment does not say: the broker for lanes, and through which application callbacks are sent."""
+    found = settings.celery_app or where_is(app)
+    return {"BATCHING_BROKER_URL": broker_url, **({} if found is None else {"BATCHING_CELERY_APP": found})}
 
 
 def _check_pool(controller: Any, kind: str) -> None:

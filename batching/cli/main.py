@@ -15,6 +15,7 @@ from batching.settings import get_settings
 
 #: Where each verb is. A verb's module is imported when the verb is called, so that no verb waits for another's imports.
 VERBS: Final = {
+    "callbacks": "batching.cli.telling:callbacks",
     "cancel": "batching.cli.steering:cancel",
     "db": "batching.cli.checking:db",
     "demo": "batching.cli.demo:demo",

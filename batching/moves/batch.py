@@ -12,7 +12,7 @@ from sqlalchemy import null, select, update
 from batching.database import later, now
 from batching.errors import IllegalMoveError
 from batching.models import batches
-from batching.moves import bulk, counters, queue_order
+from batching.moves import bulk, callbacks, counters, queue_order
 from batching.moves.rows import BatchRow, lock_batch, move_batch, read_batches, remember
 from batching.options import Requeue
 from batching.policies import allowed_failures, pass_delay
@@ -251,15 +251,16 @@ def _reach_target(connection: Connection, batch: BatchRow, reason: str) -> Batch
 
 def _requeue(connection: Connection, batch: BatchRow, reason: str) -> BatchState:
     """Stopping -> queued in the next pass, where its policy puts it; or parked for a person."""
+    policy = batch.options.requeue
+    to = BatchState.PAUSED if policy is Requeue.PARK else BatchState.QUEUED
+    callbacks.tell_failed_pass(connection, batch, to, reason)
     bulk.apply(connection, batch, BulkMove.NEXT_PASS)
     batch = _reread(connection, batch.id)
-    policy = batch.options.requeue
     position = batch.position
     if policy is Requeue.TAIL:
         position = queue_order.tail(connection, batch.queue)
     elif policy is Requeue.FRONT:
         position = queue_order.front(connection, batch.queue)
-    to = BatchState.PAUSED if policy is Requeue.PARK else BatchState.QUEUED
     move_batch(
         connection,
         batch,
@@ -274,8 +275,9 @@ def _requeue(connection: Connection, batch: BatchRow, reason: str) -> BatchState
 
 
 def _finish(connection: Connection, batch: BatchRow, state: BatchState, reason: str) -> BatchState:
-    """-> a terminal state, exactly once, since terminal states have no way here."""
+    """-> a terminal state, exactly once, since terminal states have no way here; and whoever asked is told."""
     move_batch(connection, batch, state, reason, target=None, finished_at=now(), not_before=null(), urgent=False)
+    callbacks.tell_finish(connection, batch, state, reason)
     counters.fold(connection, batch.id)
     return state
 

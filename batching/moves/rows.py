@@ -98,12 +98,16 @@ def check_id(batch_id: str) -> None:
     Raises:
         UnknownBatchError: It is not a UUID in its canonical form.
     """
-    try:
-        canonical = str(uuid.UUID(batch_id)) == batch_id
-    except (AttributeError, TypeError, ValueError):
-        canonical = False
-    if not canonical:
+    if not is_id(batch_id):
         raise _unknown(batch_id)
+
+
+def is_id(text: str) -> bool:
+    """Whether it is a UUID in its canonical form."""
+    try:
+        return str(uuid.UUID(text)) == text
+    except (AttributeError, TypeError, ValueError):
+        return False
 
 
 def _unknown(batch_id: str) -> UnknownBatchError:

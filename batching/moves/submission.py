@@ -11,7 +11,7 @@ from sqlalchemy.exc import IntegrityError
 from batching.database import is_unique_violation, later, now
 from batching.errors import IllegalMoveError
 from batching.models import ACTIVE, attempts, batches, history, profiles
-from batching.moves import counters, queue_order
+from batching.moves import callbacks, counters, queue_order
 from batching.moves.loading import LOADING_LEASE, LOADS
 from batching.options import BatchReceipt, BatchSpec
 from batching.states import BatchState
@@ -136,12 +136,14 @@ def delete_some(connection: Connection, batch_id: str, limit: int) -> bool:
 def condemn(connection: Connection, batch_id: str) -> bool:
     """Mark a finished batch for deletion: from this commit on it is gone for everybody; returns whether it was there.
 
-    Settles the race of a prune with a retry: whoever comes first. A prune that is killed on its way leaves a loading
-    batch without a lease, which the sweep deletes.
+    Settles the race of a prune with a retry, of the batch or of one of its callbacks: whoever comes first. The lock
+    comes in a statement of its own, so that the next one sees what was committed before. A prune that is killed on its
+    way leaves a loading batch without a lease, which the sweep deletes.
     """
+    connection.execute(select(batches.c.id).where(batches.c.id == batch_id).with_for_update(key_share=True))
     changed = connection.execute(
         update(batches)
-        .where(batches.c.id == batch_id, batches.c.finished_at.is_not(None))
+        .where(batches.c.id == batch_id, batches.c.finished_at.is_not(None), ~callbacks.waits_for(batches.c.id))
         .values(state=BatchState.LOADING, finished_at=None, key=None, loading_until=None)
     )
     return changed.rowcount == 1

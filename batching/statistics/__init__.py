@@ -4,6 +4,7 @@ from batching.statistics.reader import Statistics
 from batching.statistics.views import (
     AttemptView,
     BatchView,
+    CallbackView,
     FailureGroup,
     HistoryEntry,
     QueueView,
@@ -14,6 +15,7 @@ from batching.statistics.views import (
 __all__ = [
     "AttemptView",
     "BatchView",
+    "CallbackView",
     "FailureGroup",
     "HistoryEntry",
     "QueueView",

@@ -13,6 +13,7 @@ from batching.settings import get_settings
 from batching.states import TERMINAL_BATCH_STATES, BatchState
 from batching.statistics import line, lookup
 from batching.statistics.listing import read_views
+from batching.statistics.outbox import read_callbacks
 from batching.statistics.profile_reads import read_attempts, read_failures, read_page
 from batching.statistics.views import HistoryEntry, QueueView
 
@@ -21,8 +22,16 @@ if TYPE_CHECKING:
 
     from batching.database import Database
     from batching.settings import Settings
+    from batching.states import CallbackState
     from batching.statistics.profile_reads import Page
-    from batching.statistics.views import AttemptView, BatchView, FailureGroup, ResultLine, WorkerView
+    from batching.statistics.views import (
+        AttemptView,
+        BatchView,
+        CallbackView,
+        FailureGroup,
+        ResultLine,
+        WorkerView,
+    )
 
 _PAGE_ROWS = 1000
 
@@ -162,6 +171,23 @@ class Statistics:
         """
         with self._database.read() as connection:
             return read_attempts(connection, lookup.resolve(connection, batch_id), key)
+
+    def callbacks(
+        self, batch_id: str | None = None, states: Iterable[CallbackState] | None = None, limit: int = 100
+    ) -> list[CallbackView]:
+        """Callbacks, the latest first.
+
+        Args:
+            batch_id: Only this batch's.
+            states: Only those in one of these states.
+            limit: So many at most.
+
+        Raises:
+            UnknownBatchError: There is no batch with this id.
+        """
+        with self._database.read() as connection:
+            found = None if batch_id is None else lookup.resolve(connection, batch_id)
+            return read_callbacks(connection, found, states, limit)
 
     def workers(self) -> list[WorkerView]:
         """Every worker there is, those that were heard last first."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from batching.states import TERMINAL_BATCH_STATES, BatchState, ProfileState, StopTarget
+from batching.states import TERMINAL_BATCH_STATES, BatchState, CallbackEvent, CallbackState, ProfileState, StopTarget
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -154,6 +154,26 @@ class AttemptView(_AsJSON):
     started_at: datetime | None
     ended_at: datetime | None
     error: dict[str, str] | None
+
+
+@dataclass(frozen=True, slots=True)
+class CallbackView(_AsJSON):
+    """One callback: what is told, to whom, and how far it got."""
+
+    id: str
+    batch_id: str
+    event: CallbackEvent
+    pass_number: int
+    target: str
+    """The name of a Celery task, or a URL without its query, which may carry a token."""
+    state: CallbackState
+    attempts: int
+    due_at: datetime | None
+    """When it is tried next; None once it is delivered or dead."""
+    error: str | None
+    """What went wrong in the last attempt."""
+    created_at: datetime
+    settled_at: datetime | None
 
 
 @dataclass(frozen=True, slots=True)
