@@ -296,6 +296,16 @@ class Database:
             with connection.begin():
                 yield connection
 
+    @contextmanager
+    def connect(self) -> Iterator[Connection]:
+        """One connection outside of a transaction, for migrations: they begin and commit by themselves.
+
+        Raises:
+            DatabaseUnavailableError: The database cannot be reached, or did not answer in time.
+        """
+        with _Translated(self), self.engine.connect() as connection:
+            yield connection
+
     def close(self) -> None:
         """Close every connection. Safe to call twice."""
         if "engine" in self.__dict__:

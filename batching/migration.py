@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +13,7 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util.exc import CommandError
 
-from batching.errors import SchemaVersionError
+from batching.errors import DatabaseUnavailableError, SchemaVersionError
 from batching.settings import mask_url
 
 if TYPE_CHECKING:
@@ -21,6 +23,11 @@ if TYPE_CHECKING:
 
 #: Not alembic's default name: the tables may live beside an application that has migrations of its own.
 VERSION_TABLE = "batching_version"
+#: Milliseconds for which a migration waits for a table. Whoever comes after it waits behind it, so it gives up soon,
+#: lets them pass, and tries again; and seconds between two tries, and for all of them.
+_LOCK_TIMEOUT = 1_000
+_PAUSE = 0.5
+_PATIENCE = 120.0
 
 
 def _config(connection: Connection | None = None) -> Config:
@@ -42,19 +49,51 @@ def current(database: Database) -> str | None:
 
 
 def upgrade(database: Database) -> tuple[str | None, str]:
-    """Bring the schema up to date, all in one transaction; repeatable.
+    """Bring the schema up to date while others work; repeatable. Each migration is a transaction of its own.
 
     Returns:
         The revision before and after.
 
     Raises:
         SchemaVersionError: The database is newer than this version of the library.
+        DatabaseUnavailableError: It cannot be reached, or a table was never free; the migrations so far are kept.
     """
     before = current(database)
     _refuse_newer(database, before)
-    with database.begin() as connection:
-        command.upgrade(_config(connection), "head")
+    if database.dialect == "postgresql":
+        _upgrade_beside_others(database)
+    else:
+        with database.begin() as connection:
+            command.upgrade(_config(connection), "head")
     return before, latest()
+
+
+def _upgrade_beside_others(database: Database) -> None:
+    until = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            with database.connect() as connection:
+                connection.exec_driver_sql(f"SET lock_timeout = {_LOCK_TIMEOUT}")
+                connection.commit()
+                command.upgrade(_config(connection), "head")
+                connection.exec_driver_sql("RESET lock_timeout")
+        except DatabaseUnavailableError as error:
+            if not _waited_for_a_lock(error):
+                raise
+            if time.monotonic() > until:
+                raise DatabaseUnavailableError(
+                    f"cannot upgrade the database {mask_url(database.url)}: for {_PATIENCE:g} s, some transaction has "
+                    "always held a lock on a table that has to change; end it (`pg_stat_activity` names it), and run "
+                    "`batching db upgrade` again"
+                ) from error
+            threading.Event().wait(_PAUSE)
+        else:
+            return
+
+
+def _waited_for_a_lock(error: DatabaseUnavailableError) -> bool:
+    """SQLSTATE 55P03, lock not available."""
+    return getattr(getattr(error.__cause__, "orig", None), "sqlstate", None) == "55P03"
 
 
 def check(database: Database) -> None:

@@ -13,5 +13,8 @@ context.configure(
     version_table=VERSION_TABLE,
     render_as_batch=True,
     compare_server_default=False,
+    # A lock that a migration takes is held until its own end, not until that of the last one.
+    transaction_per_migration=True,
 )
-context.run_migrations()
+with context.begin_transaction():
+    context.run_migrations()
