@@ -68,6 +68,12 @@ class Timestamp(TypeDecorator[datetime]):
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
         return dialect.type_descriptor(DateTime(timezone=dialect.name == "postgresql"))
 
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None or value.tzinfo is None:
+            return value
+        value = value.astimezone(UTC)
+        return value.replace(tzinfo=None) if dialect.name == "sqlite" else value
+
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
         del dialect
         if value is None:
@@ -104,6 +110,13 @@ class later(FunctionElement[datetime]):  # noqa: N801 - reads as the SQL functio
     type = Timestamp()
 
 
+class never(FunctionElement[datetime]):  # noqa: N801 - reads as the SQL constant that it is
+    """A moment after all others: what has no deadline stands behind what has one, in one index on both engines."""
+
+    inherit_cache = True
+    type = Timestamp()
+
+
 class age(FunctionElement[float]):  # noqa: N801 - reads as the SQL function that it is
     """Seconds since a moment, by the database's clock."""
 
@@ -134,6 +147,18 @@ def _later_postgresql(element: later, compiler: Any, **options: Any) -> str:
 def _later_sqlite(element: later, compiler: Any, **options: Any) -> str:
     seconds = compiler.process(element.clauses, **options)
     return f"(strftime('%Y-%m-%d %H:%M:%f', 'now', ({seconds}) || ' seconds') || '000')"
+
+
+@compiles(never)
+def _never_postgresql(element: never, compiler: Any, **options: Any) -> str:
+    del element, compiler, options
+    return "TIMESTAMP WITH TIME ZONE '9000-01-01 00:00:00+00'"
+
+
+@compiles(never, "sqlite")
+def _never_sqlite(element: never, compiler: Any, **options: Any) -> str:
+    del element, compiler, options
+    return "'9000-01-01 00:00:00.000000'"
 
 
 @compiles(age)
@@ -388,5 +413,6 @@ __all__ = [
     "is_unavailable",
     "is_unique_violation",
     "later",
+    "never",
     "now",
 ]

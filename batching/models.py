@@ -21,7 +21,7 @@ from sqlalchemy import (
     text,
 )
 
-from batching.database import BigNumber, Identifier, JSONText, Timestamp, now
+from batching.database import BigNumber, Identifier, JSONText, Timestamp, never, now
 from batching.states import BatchState, BulkMove, CallbackEvent, CallbackState, ProfileState, StopTarget
 
 #: The worker id of writes that no worker makes: submission and verbs.
@@ -87,6 +87,13 @@ batches = Table(
     Column("rewrite_cursor", Integer, nullable=False, server_default=text("0")),
     # `execute_batch` asked for promotion ahead of the turn.
     Column("urgent", Boolean, nullable=False, server_default=false()),
+    # A scheduled start; `not_before` is what is waited for, this is what `resume` restores.
+    Column("start_at", Timestamp),
+    # The end of its completion window; `never()` for none, so that one index orders those with and without.
+    Column("deadline", Timestamp, nullable=False, server_default=never()),
+    # For people and programs to find it by; `labels` is their index. Null for none.
+    Column("tags", JSONText),
+    Column("properties", JSONText),
     # A loading batch whose lease lapsed is deleted: its producer is gone.
     Column("loading_until", Timestamp),
     Column("created_at", Timestamp, nullable=False, server_default=now()),
@@ -103,9 +110,16 @@ batches = Table(
     CheckConstraint("pass_number >= 1 AND last_pass >= 1", name="passes"),
 )
 Index("batches_queue_key_key", batches.c.queue, batches.c.key, unique=True)
-#: The order of a queue, for everybody who asks: who was asked to run at once, then priority, then position; ids, made
-#: in order, decide the rest. While batches with a group wait, groups take turns inside a priority: `moves/turns.py`.
-LINE_ORDER: Final = (batches.c.urgent.desc(), batches.c.priority.desc(), batches.c.position, batches.c.id)
+#: The order of a queue, for everybody who asks: who was asked to run at once, then priority, then the earliest deadline
+#: (those without one come last), then position; ids, made in order, decide the rest. While batches with a group wait,
+#: groups take turns inside a priority: `moves/turns.py`.
+LINE_ORDER: Final = (
+    batches.c.urgent.desc(),
+    batches.c.priority.desc(),
+    batches.c.deadline,
+    batches.c.position,
+    batches.c.id,
+)
 # The line itself: promotion, and every place in line.
 Index(
     "batches_line_idx",
@@ -134,6 +148,11 @@ Index("batches_active_idx", batches.c.state, batches.c.id, postgresql_where=ACTI
 _UNWRITTEN = text("rewritten < generation")
 Index("batches_unwritten_idx", batches.c.id, postgresql_where=_UNWRITTEN, sqlite_where=_UNWRITTEN)
 Index("batches_position_idx", batches.c.queue, batches.c.position)
+# The clock's work: scheduled starts and deadlines, the earliest first.
+SCHEDULED: Final = text("state = 'queued' AND not_before IS NOT NULL")
+Index("batches_not_before_idx", batches.c.not_before, postgresql_where=SCHEDULED, sqlite_where=SCHEDULED)
+HAS_DEADLINE: Final = text("finished_at IS NULL AND deadline < '8999-01-01'")
+Index("batches_deadline_idx", batches.c.deadline, postgresql_where=HAS_DEADLINE, sqlite_where=HAS_DEADLINE)
 # Retention: the oldest finished first.
 _FINISHED = text("finished_at IS NOT NULL")
 Index("batches_finished_idx", batches.c.finished_at, postgresql_where=_FINISHED, sqlite_where=_FINISHED)
@@ -148,6 +167,16 @@ turns = Table(
     # Counts the queue's promotions while groups wait: the smaller, the longer ago.
     Column("served", BigNumber, nullable=False),
 )
+
+#: What batches can be found by: a tag has the name '' and is the value; a property has its own name and its value.
+labels = Table(
+    "labels",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("value", String(255), primary_key=True),
+    Column("batch_id", Identifier, ForeignKey("batches.id", ondelete="CASCADE"), primary_key=True),
+)
+Index("labels_batch_id_idx", labels.c.batch_id)
 
 profiles = Table(
     "profiles",
@@ -356,8 +385,10 @@ rates = Table(
 __all__ = [
     "ACTIVE",
     "GROUPED",
+    "HAS_DEADLINE",
     "LINE_ORDER",
     "NOBODY",
+    "SCHEDULED",
     "UNDELIVERED",
     "attempts",
     "batches",
@@ -365,6 +396,7 @@ __all__ = [
     "callbacks",
     "counters",
     "history",
+    "labels",
     "leases",
     "metadata",
     "profiles",

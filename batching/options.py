@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
 from batching.callbacks import check_target
 from batching.errors import InvalidInputError
 from batching.states import CallbackEvent
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from datetime import datetime
 
 
 class Requeue(StrEnum):
@@ -132,9 +136,36 @@ class ProfileInput(NamedTuple):
     payload: str
 
 
+class Asked(TypedDict, total=False):
+    """What can be said about a batch beside its handler and its profiles: the keywords of `submit` and `open`."""
+
+    name: str | None
+    """For people; by default the handler's name."""
+    key: str | None
+    """The batch's idempotency key in its queue: the same key again is the same batch, with a report."""
+    queue: str
+    """`default` if it is not said; made when it does not exist."""
+    priority: int
+    """Larger runs first; 0 if it is not said."""
+    group: str | None
+    """Whose batch it is: inside a priority, groups take turns, however many batches each of them has."""
+    options: BatchOptions | None
+    """How it runs."""
+    new: bool
+    """With `key`: a fresh batch, even if the key names one; the older one gives the key up."""
+    start_at: datetime | float | None
+    """An aware moment, or seconds from now: it stands in line, and is passed over until then."""
+    deadline: datetime | float | None
+    """An aware moment, or seconds from now: what is not done by then expires, and the batch with it."""
+    tags: Iterable[str]
+    """Texts to find it by."""
+    properties: Mapping[str, Any]
+    """Names and JSON values; what is no object or array, it can be found by."""
+
+
 @dataclass(frozen=True, slots=True)
 class BatchSpec:
-    """What `submit` asks for."""
+    """What `submit` asks for; made of an `Asked`."""
 
     handler: str
     name: str
@@ -146,6 +177,42 @@ class BatchSpec:
     """`--new`: an older batch with this key gives it up."""
     group: str = ""
     """Whose batches take turns with those of other groups; empty for none."""
+    start_at: datetime | float | None = None
+    deadline: datetime | float | None = None
+    tags: tuple[str, ...] = ()
+    properties: Mapping[str, Any] = field(default_factory=dict)
+    sealed: bool = True
+    """False: it is open, and takes more profiles until it is sealed."""
+
+    @classmethod
+    def of(cls, handler: str, asked: Asked, *, sealed: bool = True) -> BatchSpec:
+        """What a producer asks for, not yet checked.
+
+        Raises:
+            InvalidInputError: `options` is something else.
+        """
+        options = asked.get("options")
+        if options is not None and not isinstance(options, BatchOptions):
+            raise InvalidInputError(f"options takes a BatchOptions, not {type(options).__name__}")
+        for name in asked:
+            if name not in Asked.__annotations__:
+                raise TypeError(f"a batch has no {name!r}; it has {', '.join(Asked.__annotations__)}")
+        tags = asked.get("tags", ())
+        return cls(
+            handler=handler,
+            name=asked.get("name") or str(handler),
+            queue=asked.get("queue", "default"),
+            key=asked.get("key"),
+            priority=asked.get("priority", 0),
+            options=options or BatchOptions(),
+            replace_key=asked.get("new", False),
+            start_at=asked.get("start_at"),
+            deadline=asked.get("deadline"),
+            tags=(tags,) if isinstance(tags, str) else tuple(tags),
+            properties=dict(asked.get("properties") or {}),
+            group=asked.get("group") or "",
+            sealed=sealed,
+        )
 
 
 class BatchReceipt(NamedTuple):

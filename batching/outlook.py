@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sqlalchemy import and_, exists, select
+from sqlalchemy import Double, and_, exists, func, literal, null, select, union_all
 
-from batching.models import ACTIVE, LINE_ORDER, batches, queues
+from batching.database import age, now
+from batching.models import ACTIVE, HAS_DEADLINE, LINE_ORDER, SCHEDULED, batches, queues
 from batching.moves import leadership, turns
 from batching.moves.rows import as_counted, counted_batches
 from batching.states import BatchState
@@ -47,6 +49,10 @@ class Outlook:
     """Queues in which groups take turns."""
     unwritten: list[str]
     """Batches with bulk moves that are not written into their rows yet."""
+    overdue: list[str]
+    """Batches whose deadline has passed, the earliest first."""
+    alarm: float
+    """Seconds until the next scheduled start, end of a back-off, or deadline."""
 
     @property
     def running(self) -> list[Active]:
@@ -79,17 +85,42 @@ def look(database: Database, worker_lease: float) -> Outlook:
     """
     with database.read() as connection:
         queues_ = connection.execute(_QUEUES).all()
+        due = connection.execute(_DUE).all()
         return Outlook(
             workers=leadership.capabilities(connection, worker_lease),
             active=[Active(*each) for each in as_counted(connection.execute(_ACTIVE))],
             waiting=frozenset(row.name for row in queues_ if row.waits),
             max_running={row.name: row.max_running for row in queues_},
             grouped=frozenset(row.name for row in queues_ if row.grouped),
-            unwritten=list(connection.scalars(_UNWRITTEN)),
+            unwritten=[row.id for row in due if row.what == "write"],
+            overdue=[row.id for row in due if row.what == "expire" and row.left <= 0],
+            alarm=min((row.left for row in due if row.left is not None and row.left > 0), default=math.inf),
         )
 
 
-_UNWRITTEN = select(batches.c.id).where(batches.c.rewritten < batches.c.generation).order_by(batches.c.id)
+#: Deadlines looked at in one tick: those that have passed are dealt with, and the next tick sees the others.
+_DEADLINES = 100
+
+_unwritten = select(batches.c.id).where(batches.c.rewritten < batches.c.generation).order_by(batches.c.id)
+_ends = (
+    select(batches.c.id, (-age(batches.c.deadline)).label("left"))
+    .where(HAS_DEADLINE, batches.c.state != BatchState.LOADING)
+    .order_by(batches.c.deadline)
+    .limit(_DEADLINES)
+)
+_starts = select(func.min(batches.c.not_before).label("at")).where(
+    SCHEDULED,
+    # The clock as a constant: with a function that is asked anew for each row, no index would be of use.
+    batches.c.not_before > select(now()).scalar_subquery(),
+)
+_write, _end, _start = _unwritten.subquery("unwritten"), _ends.subquery("ends"), _starts.subquery("starts")
+#: What is due beside dispatching, each through an index of its own: bulk moves to be written into rows; deadlines, with
+#: the seconds that are left; and the seconds until one more batch may be promoted.
+_DUE = union_all(
+    select(literal("write").label("what"), _write.c.id, literal(None, Double()).label("left")),
+    select(literal("expire"), _end.c.id, _end.c.left),
+    select(literal("promote"), null(), -age(_start.c.at)),
+)
 
 #: Whether a queue has a batch that may be promoted is one look into the index of the line.
 _QUEUES = select(

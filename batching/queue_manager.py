@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import time
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 from sqlalchemy import Connection
 
 from batching.broker import Doorbell
 from batching.database import Database
-from batching.errors import BrokerUnavailableError, ConfigurationError, InvalidInputError
+from batching.errors import BrokerUnavailableError, ConfigurationError
 from batching.execution_manager import BatchExecutionManager
 from batching.intake import Limits
-from batching.options import BatchOptions, BatchReceipt, BatchSpec
+from batching.options import Asked, BatchReceipt, BatchSpec
 from batching.settings import Settings, get_settings
 from batching.state_manager import BatchStateManager
 from batching.states import BatchState, StopTarget
@@ -124,19 +124,13 @@ class QueueManager:
         """Every read."""
         return Statistics(self.database, self.settings)
 
-    def submit(  # noqa: PLR0913 - the one call that producers write; each argument is named there
+    def submit(
         self,
         handler: str,
         profiles: Iterable[Any],
         *,
-        name: str | None = None,
-        key: str | None = None,
-        queue: str = "default",
-        priority: int = 0,
-        group: str | None = None,
-        options: BatchOptions | None = None,
-        new: bool = False,
         session: Session | Connection | None = None,
+        **asked: Unpack[Asked],
     ) -> Batch:
         """Record a batch and put it in line. Streams: nothing but a chunk is held in memory.
 
@@ -144,26 +138,17 @@ class QueueManager:
             handler: The handler's registered name; workers need it, this process does not.
             profiles: Any iterable of `{"key": …, "payload": …}`, `(key, payload)` or bare keys; or an
                 `intake.Source`.
-            name: For people; by default the handler's name.
-            key: The batch's idempotency key in its queue: the same key again returns the same batch.
-            queue: Made when it does not exist.
-            priority: Larger runs first.
-            group: Whose batch it is: inside a priority, groups take turns, however many batches each of them has.
-            options: See `BatchOptions`.
-            new: With `key`: submit a fresh batch; an older one gives the key up.
             session: A SQLAlchemy session or connection: the batch is written in its transaction, and exists if and
                 only if that commits.
+            **asked: `name`, `key`, `queue`, `priority`, `group`, `options`, `new`, `start_at`, `deadline`, `tags`,
+                `properties`: see `options.Asked`.
 
         Raises:
             InvalidInputError: A profile or an argument is not acceptable; nothing of the batch is left.
             DatabaseUnavailableError: The database cannot be reached; nothing of the batch is left, unless only the
                 answer got lost. With a `key`, submitting again is safe either way.
         """
-        if options is not None and not isinstance(options, BatchOptions):
-            raise InvalidInputError(f"options takes a BatchOptions, not {type(options).__name__}")
-        spec = BatchSpec(
-            handler, name or str(handler), queue, key, priority, options or BatchOptions(), new, group or ""
-        )
+        spec = BatchSpec.of(handler, asked)
         limits = Limits.from_settings(self.settings)
         if session is None:
             announce = None if self._doorbell is None else self.ring

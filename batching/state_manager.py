@@ -261,6 +261,11 @@ class BatchStateManager:
         faults.reach("stop.committed")
         return state
 
+    def expire(self, batch_id: str) -> bool:
+        """Stop a batch whose deadline has passed; returns whether it was for this call to do so."""
+        with self.database.begin() as writing:
+            return batch_moves.expire(writing, batch_id)
+
     def resume(self, batch_id: str) -> BatchState:
         with self.database.begin() as writing:
             return batch_moves.resume(writing, batch_id)

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from batching import faults
 from batching.errors import BatchingError, InvalidInputError
-from batching.handlers import HANDLER_NAME
-from batching.intake import Limits, Source, check_key, from_iterable
+from batching.intake import Limits, Source, from_iterable
 from batching.moves.loading import LOADING_LEASE, DuplicateKeyError
+from batching.specification import check_spec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -30,10 +30,6 @@ CHUNK_SECONDS = 1.0
 
 _Result = TypeVar("_Result")
 _Answer = TypeVar("_Answer", bound="BatchReceipt | None")
-
-_NAME_LIMIT = 255
-_QUEUE_LIMIT = 64
-_PRIORITY_LIMIT = 1_000_000
 
 
 def submit(
@@ -137,37 +133,6 @@ def _begin_in_earnest(connection: Connection) -> None:
         driver: Any = connection.connection.driver_connection
         if not driver.in_transaction:
             connection.exec_driver_sql("BEGIN IMMEDIATE")
-
-
-def check_spec(spec: BatchSpec, limits: Limits) -> None:
-    """Refuse what no batch can be called.
-
-    Raises:
-        InvalidInputError: The message names the field, what was found, and what it may be.
-    """
-    if not HANDLER_NAME.fullmatch(str(spec.handler)):
-        raise InvalidInputError(
-            f"cannot submit to the handler {spec.handler!r}: a handler's name has letters, digits, '_', '-' and '.'"
-        )
-    if not HANDLER_NAME.fullmatch(str(spec.queue)) or len(spec.queue) > _QUEUE_LIMIT:
-        raise InvalidInputError(
-            f"cannot submit to the queue {spec.queue!r}: a queue's name has letters, digits, '_', '-' and '.', at most "
-            f"{_QUEUE_LIMIT}"
-        )
-    if not spec.name or len(spec.name) > _NAME_LIMIT or not spec.name.isprintable():
-        raise InvalidInputError(
-            f"cannot submit a batch named {spec.name[:80]!r}: a name has 1 to {_NAME_LIMIT} printable characters"
-        )
-    if type(spec.priority) is not int or abs(spec.priority) > _PRIORITY_LIMIT:
-        raise InvalidInputError(
-            f"cannot submit with priority {spec.priority!r}: it is a whole number up to {_PRIORITY_LIMIT:,}"
-        )
-    if len(group := str(spec.group)) > _NAME_LIMIT or not group.isprintable():
-        raise InvalidInputError(
-            f"cannot submit with the group {group[:80]!r}: a group has up to {_NAME_LIMIT} printable characters"
-        )
-    if spec.key is not None:
-        check_key(spec.key, limits, "the batch key")
 
 
 def _patiently(state_manager: BatchStateManager, spec: BatchSpec, ask: Callable[[], _Answer]) -> _Answer:

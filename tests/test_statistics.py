@@ -137,7 +137,7 @@ def test_json_has_what_the_contract_names(line: Line) -> None:
     names = (
         "id name key handler queue state pass place total pending dispatched running succeeded failed skipped "
         "cancelled expired rate eta_seconds reason created_at started_at finished_at priority group target sealed "
-        "max_passes duplicates late options percent"
+        "max_passes duplicates late options percent start_at deadline tags properties"
     )
     assert set(document) == set(names.split())
     assert json.loads(json.dumps(document)) == document

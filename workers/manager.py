@@ -6,6 +6,7 @@ Needs SQL and redis-py, no Celery: it starts quickly and holds no pool.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import sys
@@ -73,6 +74,7 @@ class Manager:
         self._next_sweep = 0.0
         self._hinted = False
         self._outlook: Outlook | None = None
+        self._alarm = math.inf
 
     def stop(self) -> None:
         """Ask the loop to end; safe from a signal handler, and to call twice."""
@@ -103,7 +105,7 @@ class Manager:
             return self._settings.leader_lease / 6
         for _ in range(_BUSY_TICKS):
             if not self.tick(term) or self._stopping.is_set():
-                return min(self._settings.poll_interval, max(_SHORTEST_PAUSE, self._dispatcher.pace))
+                return min(self._settings.poll_interval, max(_SHORTEST_PAUSE, min(self._dispatcher.pace, self._alarm)))
             if time.monotonic() - self._renewed_at > self._settings.leader_lease / 3:
                 return 0.0
         return 0.0
@@ -135,12 +137,13 @@ class Manager:
         """Sweep, dispatch, promote once; returns whether there is more to do at once."""
         self._welcome(term)
         outlook = self._outlook = look(self._database, self._settings.worker_lease)
-        more = False
+        self._alarm = outlook.alarm
+        more = self._expire(outlook.overdue)
         if time.monotonic() >= self._next_sweep:
             self._next_sweep = time.monotonic() + SWEEP_INTERVAL
             swept = self._sweeper.sweep(term, outlook)
             self._measurer.measure(term, outlook)
-            more = bool(swept.concluded or swept.lost_runs)
+            more |= bool(swept.concluded or swept.lost_runs)
         more |= self._rewrite(outlook.unwritten)
         try:
             self._dispatcher.dispatch(term, outlook)
@@ -153,6 +156,13 @@ class Manager:
             self._outlook = None
             self._conclude_empty(started)
         return more or bool(started)
+
+    def _expire(self, overdue: list[str]) -> bool:
+        """Stop what is past its deadline; in every tick, since a completion window is kept to the second."""
+        expired = [batch_id for batch_id in overdue if self._state.expire(batch_id)]
+        if expired:
+            log.info("past their deadline", batches=expired)
+        return bool(expired)
 
     def _welcome(self, term: LeaderTerm) -> None:
         """After a hint: what was just submitted need not wait for a look at everything, if the last one is fresh."""

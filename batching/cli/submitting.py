@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from batching.cli.output import json_flag, print_json
+from batching.cli.parameters import Moment, MomentOrSpan, Span, parse_properties, value_of
 from batching.cli.watching import exit_code, follow
 from batching.encoding import Limits
 from batching.errors import InvalidInputError
 from batching.intake import read_file
-from batching.options import BatchOptions
+from batching.options import Asked, BatchOptions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,29 +32,71 @@ def parse_options(pairs: Sequence[str]) -> BatchOptions:
         name, equals, text = pair.partition("=")
         if not equals:
             raise InvalidInputError(f"cannot read the option {pair!r}: expected NAME=VALUE, as in max_attempts=5")
-        values[name.strip()] = _value(text.strip())
+        values[name.strip()] = value_of(text.strip())
     return BatchOptions.from_dict(values)
 
 
-def _value(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
+def asked_options(command: Any) -> Any:
+    """The options of every verb that makes a batch; `asked` reads them."""
+    for option in reversed(
+        (
+            click.option("--key", metavar="TEXT", help="Names the batch in its queue: the same key is the same batch."),
+            click.option("--name", metavar="TEXT", help="For people; by default the file's name."),
+            click.option("--queue", default="default", show_default=True, metavar="NAME"),
+            click.option("--priority", type=int, default=0, show_default=True, help="Higher goes first."),
+            click.option("--group", metavar="NAME", help="Whose it is: groups take turns inside a priority."),
+            click.option(
+                "--option", "pairs", multiple=True, metavar="NAME=VALUE", help="As max_attempts=5; repeatable."
+            ),
+            click.option(
+                "--new", is_flag=True, help="A new batch, even if the key names one; the older one gives it up."
+            ),
+            click.option("--start-at", type=Moment(), metavar="WHEN", help="Not before, as 2026-11-26T02:00+01:00."),
+            click.option(
+                "--start-in", type=Span(), metavar="SPAN", help="Not before so long from now, as 90s, 15m, 1d."
+            ),
+            click.option(
+                "--deadline", type=MomentOrSpan(), metavar="WHEN", help="Moment or span; what is left then expires."
+            ),
+            click.option("--tag", "tags", multiple=True, metavar="TEXT", help="To find it by; repeatable."),
+            click.option(
+                "--property", "properties", multiple=True, metavar="NAME=VALUE", help="To find it by; repeatable."
+            ),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def asked(given: dict[str, Any], file: str) -> Asked:
+    """What was asked for.
+
+    Raises:
+        InvalidInputError: An option or a property cannot be read, or two starts were given.
+    """
+    if given["start_at"] is not None and given["start_in"] is not None:
+        raise InvalidInputError("cannot start a batch both --start-at a moment and --start-in a span: give one of them")
+    return Asked(
+        name=given["name"] or (None if file == "-" else file.rpartition("/")[2]),
+        key=given["key"],
+        queue=given["queue"],
+        priority=given["priority"],
+        group=given["group"],
+        options=parse_options(given["pairs"]),
+        new=given["new"],
+        start_at=given["start_at"] or given["start_in"],
+        deadline=given["deadline"],
+        tags=given["tags"],
+        properties=parse_properties(given["properties"]),
+    )
 
 
 @click.command()
 @click.argument("handler")
 @click.argument("file")
-@click.option("--key", metavar="TEXT", help="Names the batch in its queue: the same key again is the same batch.")
-@click.option("--name", metavar="TEXT", help="For people; by default the file's name.")
-@click.option("--queue", default="default", show_default=True, metavar="NAME")
-@click.option("--priority", type=int, default=0, show_default=True, help="Higher goes first.")
-@click.option("--group", metavar="NAME", help="Whose it is: groups take turns inside a priority.")
-@click.option("--option", "pairs", multiple=True, metavar="NAME=VALUE", help="As max_attempts=5; repeatable.")
+@asked_options
 @click.option("--key-column", metavar="NAME", help="The column or field that holds a profile's key.")
 @click.option("--format", "format_", type=click.Choice(["csv", "tsv", "jsonl", "lines"]), help="Of the file.")
-@click.option("--new", is_flag=True, help="A new batch, even if the key names one; the older one gives the key up.")
 @click.option("--wait", is_flag=True, help="Wait until it ends; exit code 1 when it does not succeed.")
 @json_flag
 @click.pass_context
@@ -65,22 +107,12 @@ def submit(ctx: click.Context, /, handler: str, file: str, **given: Any) -> None
     """
     access: Access = ctx.obj
     as_json: bool = given["as_json"]
-    options = parse_options(given["pairs"])
+    wanted = asked(given, file)
     limits = Limits.from_settings(access.settings)
     with read_file(file, format=given["format_"], key_column=given["key_column"], limits=limits) as source:
         if source.peek() is None:
             raise InvalidInputError(f"cannot submit {file}: there is no profile in it; nothing was submitted")
-        batch = access.manager.submit(
-            handler,
-            source,
-            name=given["name"] or (None if file == "-" else file.rpartition("/")[2]),
-            key=given["key"],
-            queue=given["queue"],
-            priority=given["priority"],
-            group=given["group"],
-            options=options,
-            new=given["new"],
-        )
+        batch = access.manager.submit(handler, source, **wanted)
     if as_json:
         print_json({"id": batch.id, "total": batch.total, "created": batch.created})
     elif batch.created:

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sqlalchemy import null, select, update
+from sqlalchemy import case, null, select, update
 
-from batching.database import later, now
-from batching.errors import IllegalMoveError
+from batching.database import later, never, now
+from batching.errors import IllegalMoveError, UnknownBatchError
 from batching.models import batches
 from batching.moves import bulk, callbacks, counters, queue_order
 from batching.moves.rows import BatchRow, lock_batch, move_batch, read_batches, remember
@@ -77,6 +77,33 @@ def stop(connection: Connection, batch_id: str, target: StopTarget, reason: str)
     return _reach_target(connection, batch, "")
 
 
+def expire(connection: Connection, batch_id: str) -> bool:
+    """-> expired, or on its way there, once the database's clock is past the batch's deadline.
+
+    Settles the race of the last settlement with the deadline: under the batch's lock, a batch whose profiles were all
+    settled before is concluded as it deserves, whoever was to do so; and what settles later finds it stopping, or over.
+    A retry that took the deadline away meanwhile wins too.
+
+    Returns:
+        Whether the batch moved.
+    """
+    queue_order.lock_queue_of(connection, batch_id)
+    try:
+        batch = lock_batch(connection, batch_id)
+    except UnknownBatchError:
+        return False  # pruned meanwhile
+    due = select(batches.c.deadline).where(batches.c.id == batch_id, batches.c.deadline <= now())
+    if batch.state in TERMINAL_BATCH_STATES or (deadline := connection.scalar(due)) is None:
+        return False
+    counts = counters.read(connection, batch_id)
+    if batch.sealed and counts.unsettled == 0 and (ended := _conclude(connection, batch, counts)) is not None:
+        return ended is not batch.state
+    if batch.target in {StopTarget.EXPIRED, StopTarget.CANCELLED}:
+        return False
+    stop(connection, batch_id, StopTarget.EXPIRED, f"its deadline, {deadline:%Y-%m-%d %H:%M:%S} UTC, passed")
+    return True
+
+
 def _begin_stop(connection: Connection, batch: BatchRow, target: StopTarget, reason: str) -> BatchRow:
     """Running -> stopping: nothing is claimed or dispatched any more, and what was dispatched is pending again."""
     generation = bulk.apply(connection, batch, _STOP_EFFECT[target])
@@ -112,7 +139,7 @@ def resume(connection: Connection, batch_id: str) -> BatchState:
         raise IllegalMoveError(
             f"cannot resume batch {batch_id}: it is {batch.state}; only paused batches can be resumed{hint}"
         )
-    move_batch(connection, batch, BatchState.QUEUED, "resumed", not_before=null())
+    move_batch(connection, batch, BatchState.QUEUED, "resumed", not_before=batches.c.start_at)
     return BatchState.QUEUED
 
 
@@ -148,6 +175,8 @@ def reopen(connection: Connection, batch_id: str, reason: str) -> int:
         last_pass=number + batch.options.max_passes - 1,
         position=queue_order.tail(connection, batch.queue),
         not_before=null(),
+        # A window that is over was for the passes before: a person who wants another has seen that.
+        deadline=case((batches.c.deadline <= now(), never()), else_=batches.c.deadline),
         finished_at=null(),
     )
     return number

@@ -5,19 +5,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import uuid_utils
-from sqlalchemy import delete, func, insert, literal, select, update
+from sqlalchemy import Double, bindparam, delete, func, insert, literal, select, update
 from sqlalchemy.exc import IntegrityError
 
-from batching.database import is_unique_violation, later, now
+from batching.database import JSONText, Timestamp, is_unique_violation, later, never, now
 from batching.errors import IllegalMoveError
-from batching.models import ACTIVE, attempts, batches, history, profiles
+from batching.models import ACTIVE, attempts, batches, history, labels, profiles
 from batching.moves import callbacks, counters, queue_order
 from batching.moves.loading import LOADING_LEASE, LOADS
 from batching.options import BatchReceipt, BatchSpec
+from batching.specification import labels_of, moment_parameters
 from batching.states import BatchState
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection
+    from sqlalchemy import ColumnElement, Connection
 
 
 def create_batch(connection: Connection, spec: BatchSpec) -> BatchReceipt:
@@ -58,8 +59,45 @@ def _insert_batch(connection: Connection, batch_id: str, spec: BatchSpec) -> Non
             last_pass=spec.options.max_passes,
             options=spec.options.as_dict(),
             loading_until=later(literal(LOADING_LEASE)),
-        )
+            **asked_values(),
+        ),
+        asked_parameters(spec),
     )
+    write_labels(connection, batch_id, spec)
+
+
+def asked_values() -> dict[str, ColumnElement[Any]]:
+    """The columns that the parameters of `asked_parameters` fill."""
+
+    def moment(name: str) -> ColumnElement[Any]:
+        absolute = bindparam(f"{name}_is", type_=Timestamp())
+        return func.coalesce(absolute, later(bindparam(f"{name}_in", type_=Double())), type_=Timestamp())
+
+    start = moment("start")
+    return {
+        "start_at": start,
+        "not_before": start,
+        "deadline": func.coalesce(moment("deadline"), never(), type_=Timestamp()),
+        "tags": bindparam("tags", type_=JSONText()),
+        "properties": bindparam("properties", type_=JSONText()),
+    }
+
+
+def asked_parameters(spec: BatchSpec) -> dict[str, Any]:
+    """What a producer asks for of when a batch runs, and what it is found by."""
+    return {
+        **moment_parameters("start", spec.start_at),
+        **moment_parameters("deadline", spec.deadline),
+        "tags": list(dict.fromkeys(spec.tags)) or None,
+        "properties": dict(spec.properties) or None,
+    }
+
+
+def write_labels(connection: Connection, batch_id: str, spec: BatchSpec) -> None:
+    """Write what the batch is found by."""
+    found_by = [{"batch_id": batch_id, "name": name, "value": value} for name, value in labels_of(spec)]
+    if found_by:
+        connection.execute(insert(labels), found_by)
 
 
 def find_key(connection: Connection, queue: str, key: str) -> BatchReceipt | None:

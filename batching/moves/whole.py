@@ -6,18 +6,21 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import uuid_utils
-from sqlalchemy import Executable, Integer, String, bindparam, func, insert, literal, select
+from sqlalchemy import Boolean, Executable, Integer, String, Text, bindparam, func, insert, literal, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from batching.database import Identifier, JSONText
-from batching.models import NOBODY, batches, counters, history, queues
+from batching.models import NOBODY, batches, counters, history, labels, queues
 from batching.moves.loading import insert_chunk, insert_profiles, parameters_of
 from batching.moves.statements import UNFLUSHED
-from batching.moves.submission import release_key
+from batching.moves.submission import asked_parameters, asked_values, release_key, write_labels
+from batching.parameters import encode_rows, parameter_rows
+from batching.specification import labels_of
 from batching.states import BatchState
 
 if TYPE_CHECKING:
     from sqlalchemy import ColumnElement, Connection, Insert
+    from sqlalchemy.types import TypeEngine
 
     from batching.direct import Single
     from batching.options import BatchSpec, ProfileInput
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
 _BATCH = bindparam("batch", type_=Identifier())
 _QUEUE = bindparam("queue", type_=String(64))
 _TOTAL = bindparam("total", type_=Integer())
+_LABELS: dict[str, TypeEngine[Any]] = {"name": String(64), "value": String(255)}
 
 
 def write_whole(connection: Connection, spec: BatchSpec, chunk: list[ProfileInput]) -> str:
@@ -44,6 +48,7 @@ def write_whole(connection: Connection, spec: BatchSpec, chunk: list[ProfileInpu
     values = _values(spec, len(chunk))
     for statement in _rows("sqlite"):
         connection.execute(statement, values)
+    write_labels(connection, values["batch"], spec)
     insert_profiles(connection, values["batch"], 1, chunk)
     return str(values["batch"])
 
@@ -59,8 +64,10 @@ def write_at_once(connection: Single, spec: BatchSpec, chunk: list[ProfileInput]
             batch at once, and it must not be reported as submitted before `FLUSH` was executed too.
     """
     values = _values(spec, len(chunk))
-    statement = _all_at_once(with_profiles=bool(chunk), flushed=flushed)
-    connection.execute(statement, values | parameters_of("postgresql", chunk))
+    found_by = list(labels_of(spec))
+    statement = _all_at_once(with_profiles=bool(chunk), with_labels=bool(found_by), flushed=flushed)
+    given = values | parameters_of("postgresql", chunk)
+    connection.execute(statement, given | encode_rows("postgresql", "labels", _LABELS, found_by) if found_by else given)
     return str(values["batch"])
 
 
@@ -81,18 +88,27 @@ def _values(spec: BatchSpec, total: int) -> dict[str, Any]:
         "last_pass": spec.options.max_passes,
         "options": spec.options.as_dict(),
         "total": total,
+        "sealed": spec.sealed,
+        "told": "submitted" if spec.sealed else "opened",
+        **asked_parameters(spec),
     }
 
 
 @lru_cache
-def _all_at_once(*, with_profiles: bool, flushed: bool) -> Executable:
+def _all_at_once(*, with_profiles: bool, with_labels: bool, flushed: bool) -> Executable:
     """One statement: foreign keys are checked at its end, when everything is there."""
     rows = _rows("postgresql", flushed=flushed)
+    if with_labels:
+        rows.append(_insert_labels())
     *others, last = [*rows, *([insert_chunk("postgresql")] if with_profiles else [])]
     return last.add_cte(*(each.cte(f"write_{number}") for number, each in enumerate(others)))
 
 
-@lru_cache
+def _insert_labels() -> Insert:
+    given = parameter_rows("postgresql", "labels", _LABELS)
+    return insert(labels).from_select(["batch_id", *_LABELS], select(_BATCH, *(given.c[name] for name in _LABELS)))
+
+
 def _rows(dialect: str, *, flushed: bool = True) -> list[Insert]:
     """Everything but the profiles, in the order of the foreign keys."""
     build = postgresql if dialect == "postgresql" else sqlite
@@ -109,7 +125,8 @@ def _rows(dialect: str, *, flushed: bool = True) -> list[Insert]:
         last_pass=bindparam("last_pass", type_=Integer()),
         options=bindparam("options", type_=JSONText()),
         total=_TOTAL,
-        sealed=True,
+        sealed=bindparam("sealed", type_=Boolean()),
+        **asked_values(),
     )
     submitted = select(
         _BATCH,
@@ -118,7 +135,7 @@ def _rows(dialect: str, *, flushed: bool = True) -> list[Insert]:
         literal(1),
         _tail(),
         literal(0),
-        literal("submitted"),
+        bindparam("told", type_=Text()),
     )
     line = insert(history).from_select(
         ["batch_id", "from_state", "to_state", "pass_number", "position", "generation", "reason"],

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from batching.statistics.views import WorkerView
 
 
+#: Of `database.never`: what has no deadline.
+_NEVER_YEAR = 9000
+
+
 class _Around(NamedTuple):
     """What is read beside the batches' own rows."""
 
@@ -114,6 +118,10 @@ def _as_view(row: Any, around: _Around) -> BatchView:
         sealed=bool(row.sealed),
         max_passes=row.options.get("max_passes", BatchOptions().max_passes),
         options=row.options,
+        start_at=row.start_at,
+        deadline=None if row.deadline.year >= _NEVER_YEAR else row.deadline,
+        tags=tuple(row.tags or ()),
+        properties=row.properties or {},
         **{name: value for name, value in counts._asdict().items() if name in BatchView.__slots__},
     )
 
@@ -155,5 +163,6 @@ def _facts(row: Any, counts: Counts, around: _Around) -> Facts:
         served=any(worker.serves(row.queue, row.handler) for worker in around.workers),
         led=around.moment.led,
         backs_off_until=row.not_before if backs_off else None,
+        scheduled=backs_off and row.start_at is not None and row.start_at > around.moment.at,
         retries_at=around.retries.get(row.id),
     )

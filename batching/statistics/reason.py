@@ -33,9 +33,11 @@ class Facts:
     led: bool
     """Whether a live manager leads."""
     backs_off_until: datetime | None
-    """The end of its pause between passes; None when that is over."""
+    """The end of its pause between passes, or its scheduled start; None when that is over."""
     retries_at: datetime | None
     """When the first of its profiles is due, if all that are left wait for a retry; None otherwise."""
+    scheduled: bool = False
+    """What it waits for is its scheduled start, not the end of a back-off."""
 
 
 def why(facts: Facts) -> str:
@@ -58,7 +60,8 @@ def _why_queued(facts: Facts) -> str:
     if facts.queue_paused:
         return f"queue {facts.queue} is paused"
     if facts.backs_off_until is not None:
-        return f"backs off until {moment(facts.backs_off_until)}"
+        what = "is scheduled to start at" if facts.scheduled else "backs off until"
+        return f"{what} {moment(facts.backs_off_until)}"
     if facts.ahead:
         return "behind 1 batch" if facts.ahead == 1 else f"behind {facts.ahead:,} batches"
     return _why_nobody(facts)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -71,6 +71,12 @@ class BatchView(_AsJSON):
     late: int
     """Outcomes of runs that were over already: counted, and otherwise ignored."""
     options: Mapping[str, Any]
+    start_at: datetime | None = None
+    """Its scheduled start."""
+    deadline: datetime | None = None
+    """The end of its completion window."""
+    tags: tuple[str, ...] = ()
+    properties: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def unsettled(self) -> int:
@@ -98,7 +104,12 @@ class BatchView(_AsJSON):
     def as_json(self) -> dict[str, Any]:
         """As a JSON object, with `percent`; moments are ISO 8601 texts in UTC."""
         # Not `super()`: a dataclass with slots is another class than the one that this function was defined in.
-        return _AsJSON.as_json(self) | {"options": dict(self.options), "percent": self.percent}
+        return _AsJSON.as_json(self) | {
+            "options": dict(self.options),
+            "properties": dict(self.properties),
+            "tags": list(self.tags),
+            "percent": self.percent,
+        }
 
 
 @dataclass(frozen=True, slots=True)
