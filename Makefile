@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench lint format audit clean
+.PHONY: help demo test faults bench lint format audit clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -15,6 +15,9 @@ demo: $(VENV)/.demo ## Run the main job on real input, with its own SQLite and V
 test: $(VENV)/.dev ## Lint, types, layers and all tests
 	$(MAKE) lint
 	$(BIN)/python -m pytest
+
+faults: $(VENV)/.dev ## All fault tests, with every point at every time it is reached: about half an hour
+	$(BIN)/python -m pytest tests/faults --exhaustive $(FAULTS)
 
 bench: $(VENV)/.bench ## Measure against other task systems, about an hour, and write docs/benchmarks.md
 	$(BIN)/python -m benchmarks $(BENCH)

@@ -34,6 +34,19 @@ if TYPE_CHECKING:
 _TEMPLATE = "batching_template"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--exhaustive` runs what `make test` leaves to `make faults`."""
+    parser.addoption("--exhaustive", action="store_true", help="run the tests that are marked exhaustive, too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what takes long, unless it was asked for."""
+    if not config.getoption("--exhaustive"):
+        left_out = [item for item in items if item.get_closest_marker("exhaustive")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not item.get_closest_marker("exhaustive")]
+
+
 @pytest.fixture(autouse=True)
 def settings_env(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No `BATCHING_*` variable from outside, and no settings remembered from another test."""

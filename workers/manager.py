@@ -85,21 +85,32 @@ class Manager:
         pause = 0.0
         self._courier.start()
         while not self._stopping.is_set():
-            try:
-                pause = self._turn()
-            except DatabaseUnavailableError as error:
-                pause = min(5.0, max(0.2, 2 * pause))
-                log.warning("database is away", error=str(error), retry_in=pause)
-                self._term = None
-            except Exception:
-                pause = min(5.0, max(0.2, 2 * pause))
-                log.exception("turn failed", retry_in=pause)
-                self._term = None
+            pause = self.turn(pause)
             self._wait(pause)
-        self._resign()
+        self._courier.stop()
+        self.resign()
+
+    def turn(self, pause: float = 0.0) -> float:
+        """Lead, or stand by, for one turn; whatever goes wrong in it, the next one begins anew.
+
+        Args:
+            pause: Seconds that were waited after the last turn.
+
+        Returns:
+            The seconds to wait before the next.
+        """
+        try:
+            return self._turn()
+        except DatabaseUnavailableError as error:
+            pause = min(5.0, max(0.2, 2 * pause))
+            log.warning("database is away", error=str(error), retry_in=pause)
+        except Exception:
+            pause = min(5.0, max(0.2, 2 * pause))
+            log.exception("turn failed", retry_in=pause)
+        self._term = None
+        return pause
 
     def _turn(self) -> float:
-        """One turn; returns the seconds to wait before the next."""
         term = self._lead()
         if term is None:
             return self._settings.leader_lease / 6
@@ -197,8 +208,8 @@ class Manager:
         except BrokerUnavailableError:
             self._stopping.wait(seconds)
 
-    def _resign(self) -> None:
-        self._courier.stop()
+    def resign(self) -> None:
+        """Hand the lease back, if this process has it, so that the next leader need not wait. Safe to call twice."""
         if self._term is not None:
             with contextlib.suppress(BatchingError):  # it lapses by itself
                 self._state.resign(self._term)
