@@ -135,6 +135,14 @@ def test_every_pool_processes_profiles(site: Site, pool: str) -> None:
     assert "Traceback" not in worker.logs().partition("worker: Warm shutdown")[2]
 
 
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_what_a_worker_has_loaded_is_spared_by_the_collector(site: Site, pool: str) -> None:
+    batch = site.submit("tests.odd", ["spared"])
+    site.worker(*POOLS[pool])
+    assert batch.wait(60).succeeded == 1
+    assert [int(line.result) > 50_000 for line in batch.results()] == [True]
+
+
 def test_a_host_application_keeps_its_settings_and_its_tasks(
     site: Site, valkey_server: ValkeyServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

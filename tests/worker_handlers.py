@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import time
@@ -52,6 +53,7 @@ _ENDINGS: dict[str, Any] = {
     "exit": lambda _: _raise(SystemExit(3)),
     "interrupt": lambda _: _raise(KeyboardInterrupt()),
     "set": lambda _: {1, 2},
+    "spared": lambda _: gc.get_freeze_count(),
     "nan": lambda _: float("nan"),
     "large": lambda _: "x" * 100_000,
     "surrogate": lambda _: "\ud800",

@@ -15,6 +15,7 @@ from celery.worker import state as celery_state
 from batching.errors import BatchingError
 from workers import board
 from workers.drain import Drain
+from workers.heap import spare_what_is_loaded
 from workers.hubs import HubBridge, Turning, attentive, patient
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ class Lanes(bootsteps.StartStopStep):
         self._drained = threading.Event()
         self._thread: threading.Thread | None = None
         self._bridge = HubBridge(self._assembly.loop)
+        spare_what_is_loaded()  # before the pool forks: its children gain as much
 
     def include_if(self, controller: Any) -> bool:
         """Always."""
@@ -69,6 +71,7 @@ class Lanes(bootsteps.StartStopStep):
             worker_before_create_process.connect(self._before_fork, weak=False, dispatch_uid=f"lanes-{id(self)}")
             attentive(controller.hub)
             assembly.consumer.start()
+        assembly.loop.call_soon(spare_what_is_loaded)  # after the first heartbeat, which has made the way to SQL
         if assembly.companion is not None:
             assembly.companion.start()
 

@@ -28,6 +28,7 @@ from batching.settings import get_settings
 from batching.state_manager import BatchStateManager
 from batching.sweeper import Sweeper
 from workers.courier import Courier
+from workers.heap import spare_what_is_loaded
 from workers.publisher import RedisPublisher
 
 if TYPE_CHECKING:
@@ -138,6 +139,7 @@ class Manager:
             self._renewed_at = started
             faults.reach("lease.taken")
             self._state.rehearse(self._term)
+            spare_what_is_loaded()
             self._sweeper.forget()
             self._dispatcher.forget()
             self._outlook = None
