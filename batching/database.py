@@ -124,6 +124,23 @@ class age(FunctionElement[float]):  # noqa: N801 - reads as the SQL function tha
     type = Double()
 
 
+class error_type(FunctionElement[str]):  # noqa: N801 - reads as the SQL function that it is
+    """The `type` in a stored error's JSON; NULL for none."""
+
+    inherit_cache = True
+    type = Text()
+
+
+@compiles(error_type)
+def _error_type_postgresql(element: error_type, compiler: Any, **options: Any) -> str:
+    return f"(CAST({compiler.process(element.clauses, **options)} AS json) ->> 'type')"
+
+
+@compiles(error_type, "sqlite")
+def _error_type_sqlite(element: error_type, compiler: Any, **options: Any) -> str:
+    return f"json_extract({compiler.process(element.clauses, **options)}, '$.type')"
+
+
 @compiles(now)
 def _now_postgresql(element: now, compiler: Any, **options: Any) -> str:
     del element, compiler, options
@@ -409,6 +426,7 @@ __all__ = [
     "JSONText",
     "Timestamp",
     "age",
+    "error_type",
     "first_line",
     "is_unavailable",
     "is_unique_violation",

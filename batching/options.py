@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
@@ -11,7 +12,7 @@ from batching.errors import InvalidInputError
 from batching.states import CallbackEvent
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
     from datetime import datetime
 
 
@@ -37,6 +38,9 @@ class BatchOptions:
         max_passes: Turns of the batch before it is `failed`.
         failure_budget: Failed profiles that a pass may have: a count (int), or a ratio of the sealed total, rounded
             down (float below 1).
+        failure_budgets: The same by the class of the error, as `{"TimeoutError": 10}`; a class is named in full
+            (`module.Class`) or by its last part. A failure counts against the budget of its class, and against
+            `failure_budget` when its class has none.
         fail_fast: Stop the pass as soon as the budget is spent; False lets the pass run to its end.
         requeue: Where the batch goes after a failed pass.
         window: Ceiling of its profiles in the broker at once; None for the lane's own.
@@ -52,6 +56,7 @@ class BatchOptions:
     max_attempts: int = 3
     max_passes: int = 3
     failure_budget: int | float = 0
+    failure_budgets: Mapping[str, int | float] = field(default_factory=dict)
     fail_fast: bool = True
     requeue: Requeue = Requeue.TAIL
     window: int | None = None
@@ -72,14 +77,7 @@ class BatchOptions:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 86_400:
                 raise InvalidInputError(f"option {name} takes 0 to 86,400 seconds, not {value!r}")
-        budget = self.failure_budget
-        good = (isinstance(budget, int) and not isinstance(budget, bool) and budget >= 0) or (
-            isinstance(budget, float) and 0 <= budget < 1
-        )
-        if not good:
-            raise InvalidInputError(
-                f"option failure_budget takes a count (0, 1, 2, …) or a ratio from 0.0 to below 1.0, not {budget!r}"
-            )
+        self._check_budgets()
         if not isinstance(self.fail_fast, bool):
             raise InvalidInputError(f"option fail_fast takes true or false, not {self.fail_fast!r}")
         try:
@@ -93,6 +91,20 @@ class BatchOptions:
         """Who is told of an event; None: nobody."""
         target: str | None = getattr(self, f"on_{event}")
         return target
+
+    def _check_budgets(self) -> None:
+        by_class: Any = self.failure_budgets  # whatever the caller gave
+        if not isinstance(by_class, Mapping) or not all(isinstance(name, str) and name for name in by_class):
+            raise InvalidInputError(
+                f'option failure_budgets takes budgets by class of error, as {{"TimeoutError": 10}}, not {by_class!r}'
+            )
+        object.__setattr__(self, "failure_budgets", dict(by_class))
+        for budget in (self.failure_budget, *by_class.values()):
+            counts = isinstance(budget, int) and not isinstance(budget, bool) and budget >= 0
+            if not counts and not (isinstance(budget, float) and 0 <= budget < 1):
+                raise InvalidInputError(
+                    f"option failure_budget takes a count (0, 1, 2, …) or a ratio from 0.0 to below 1.0, not {budget!r}"
+                )
 
     def _whole(self, name: str, low: int, high: int) -> None:
         value = getattr(self, name)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from batching.interfaces import Claimed, Ending, ErrorInfo, Outcome, Settlement
 from batching.states import ProfileState
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from batching.options import BatchOptions
 
 
@@ -49,10 +51,56 @@ def callback_delay(attempt: int, attempts: int, backoff: float) -> float | None:
 
 def allowed_failures(options: BatchOptions, total: int) -> int:
     """How many profiles of a pass may fail: the count, or the ratio of the total rounded down."""
-    if isinstance(options.failure_budget, float):
-        # Of the ratio as people write it: as a binary fraction, 0.29 of 100 would be a little less than 29.
-        return math.floor(Fraction(str(options.failure_budget)) * total)
-    return options.failure_budget
+    return _allowed(options.failure_budget, total)
+
+
+def _allowed(budget: float, total: int) -> int:
+    if isinstance(budget, int):
+        return budget
+    # Of the ratio as people write it: as a binary fraction, 0.29 of 100 would be a little less than 29.
+    return math.floor(Fraction(str(budget)) * total)
+
+
+def least_allowed(options: BatchOptions, total: int) -> int:
+    """So many failures are within every budget, whatever their classes."""
+    budgets = (options.failure_budget, *options.failure_budgets.values())
+    return min(_allowed(each, total) for each in budgets)
+
+
+class Overspent(NamedTuple):
+    """A budget that is used up."""
+
+    failed: int
+    allowed: int
+    where: str
+    """Which one, as it goes on after "failed"."""
+
+
+def overspent(options: BatchOptions, total: int, failed: Mapping[str, int]) -> Overspent | None:
+    """The first budget that a pass has used up; None: it is within all of them.
+
+    A failure counts against the budget of its class, and against the general one when its class has none.
+
+    Args:
+        options: The batch's.
+        total: Profiles of the batch.
+        failed: Failed profiles by the class of their error, `module.Class` or a bare name.
+    """
+    budgets = options.failure_budgets
+    spent = dict.fromkeys(("", *budgets), 0)
+    for name, number in failed.items():
+        spent[_budget_of(name, budgets)] += number
+    for name, number in spent.items():
+        allowed = _allowed(budgets[name] if name else options.failure_budget, total)
+        if number > allowed:
+            beside = " with errors that have no budget of their own" if budgets else ""
+            return Overspent(number, allowed, f" with {name}" if name else beside)
+    return None
+
+
+def _budget_of(name: str, budgets: Mapping[str, float]) -> str:
+    """A class is named in full, or by its last part."""
+    return name if name in budgets else last if (last := name.rpartition(".")[2]) in budgets else ""
 
 
 #: Seconds of a lane's rate that are in the broker: the leader looks again before half of it is consumed.

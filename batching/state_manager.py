@@ -244,13 +244,13 @@ class BatchStateManager:
             return []
         with self.database.read() as reading:
             counted = rows.read_counted(reading, wanted)
+            due = [batch.id for batch, counts in counted if batch_moves.is_due(reading, batch, counts)]
         moved = []
-        for batch, counts in counted:
-            if batch_moves.wants_conclusion(batch, counts):
-                faults.reach("conclude")
-                with self.database.begin() as writing:
-                    if batch_moves.conclude(writing, batch.id):
-                        moved.append(batch.id)
+        for batch_id in due:
+            faults.reach("conclude")
+            with self.database.begin() as writing:
+                if batch_moves.conclude(writing, batch_id):
+                    moved.append(batch_id)
         return moved
 
     # --- verbs

@@ -111,7 +111,7 @@ def _of_batch(connection: Connection, batch_id: str) -> Iterator[Finding]:
     if (there := sum(tally.counted.values())) != batch.total:
         yield _finding(batch, f"it was sealed with {batch.total:,} profiles and has {there:,} rows", _write_total)
     yield from _of_state(batch, tally.counted)
-    if batch_moves.wants_conclusion(batch, counts) and not wrong:
+    if not wrong and batch_moves.is_due(connection, batch, counts):
         text = f"it is {batch.state} although nothing of it is left to wait for"
         yield _finding(batch, text, _write_counters, passing=True)
 

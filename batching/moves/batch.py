@@ -12,10 +12,10 @@ from sqlalchemy import case, null, select, update
 from batching.database import later, never, now
 from batching.errors import IllegalMoveError, UnknownBatchError
 from batching.models import batches
-from batching.moves import bulk, callbacks, counters, queue_order
+from batching.moves import budget, bulk, callbacks, counters, queue_order
 from batching.moves.rows import BatchRow, lock_batch, move_batch, read_batches, remember
 from batching.options import Requeue
-from batching.policies import allowed_failures, pass_delay
+from batching.policies import pass_delay
 from batching.states import TERMINAL_BATCH_STATES, BatchState, BulkMove, StopTarget, stronger
 
 if TYPE_CHECKING:
@@ -207,7 +207,19 @@ def wants_conclusion(batch: BatchRow, counts: Counts) -> bool:
         return counts.running == 0
     if batch.state is not BatchState.RUNNING:
         return False
-    return (batch.sealed and counts.unsettled == 0) or (batch.options.fail_fast and _pass_failed(batch, counts))
+    return _is_settled(batch, counts) or (batch.options.fail_fast and budget.may_be_spent(batch, counts))
+
+
+def is_due(connection: Connection, batch: BatchRow, counts: Counts) -> bool:
+    """Whether `conclude` would move the batch if nothing came in between: also asks what the budgets by class say."""
+    if not wants_conclusion(batch, counts):
+        return False
+    certain = batch.state is BatchState.STOPPING or _is_settled(batch, counts) or not batch.options.failure_budgets
+    return certain or budget.verdict(connection, batch, counts) is not None
+
+
+def _is_settled(batch: BatchRow, counts: Counts) -> bool:
+    return batch.sealed and counts.unsettled == 0
 
 
 def conclude(connection: Connection, batch_id: str) -> bool:
@@ -230,28 +242,16 @@ def _conclude(connection: Connection, batch: BatchRow, counts: Counts) -> BatchS
         return None
     if batch.state is BatchState.STOPPING:
         return _reach_target(connection, batch, "")
-    if not _pass_failed(batch, counts):
-        return _finish(connection, batch, BatchState.SUCCEEDED, "")
-    reason = failure_reason(batch, counts)
+    reason = budget.verdict(connection, batch, counts)
+    if reason is None:
+        # Some budget is used up, but not that of the class of what failed; or all is done.
+        return _finish(connection, batch, BatchState.SUCCEEDED, "") if _is_settled(batch, counts) else None
     batch = _begin_stop(connection, batch, _after_failed_pass(batch), reason)
     return _reach_target(connection, batch, reason)
 
 
-def _pass_failed(batch: BatchRow, counts: Counts) -> bool:
-    return counts.aborts > 0 or counts.failed > allowed_failures(batch.options, batch.total)
-
-
 def _after_failed_pass(batch: BatchRow) -> StopTarget:
     return StopTarget.REQUEUE if batch.pass_number < batch.last_pass else StopTarget.FAILED
-
-
-def failure_reason(batch: BatchRow, counts: Counts) -> str:
-    """Why a pass failed, for the history and for people."""
-    profiles = "profile" if counts.failed == 1 else "profiles"
-    if counts.aborts:
-        return f"pass {batch.pass_number} failed: a handler raised FailBatch; {counts.failed:,} {profiles} failed"
-    allowed = allowed_failures(batch.options, batch.total)
-    return f"pass {batch.pass_number} failed: {counts.failed:,} {profiles} failed, {allowed:,} allowed"
 
 
 def _reach_target(connection: Connection, batch: BatchRow, reason: str) -> BatchState:
@@ -262,9 +262,10 @@ def _reach_target(connection: Connection, batch: BatchRow, reason: str) -> Batch
     target, why = batch.target, reason or _stored_reason(connection, batch.id)
     if target is StopTarget.PAUSED and batch.sealed and counts.unsettled == 0:
         # The last profiles settled while the pause was on its way: nothing is left to pause.
-        if not _pass_failed(batch, counts):
+        failure = budget.verdict(connection, batch, counts)
+        if failure is None:
             return _finish(connection, batch, BatchState.SUCCEEDED, "")
-        target, why = _after_failed_pass(batch), failure_reason(batch, counts)
+        target, why = _after_failed_pass(batch), failure
     match target:
         case StopTarget.PAUSED:
             move_batch(connection, batch, BatchState.PAUSED, why, target=None)

@@ -152,3 +152,12 @@ def younger_moves(connection: Connection, batch_id: str) -> dict[int, BulkMove]:
         .order_by(bulk_moves.c.generation)
     )
     return {row.generation: BulkMove(row.move) for row in rows}
+
+
+def failures_since(connection: Connection, batch_id: str) -> int:
+    """The generation from which on a row that is stored as failed is one of the present pass.
+
+    Older ones are read as pending: a move that touches failures does so to every older row.
+    """
+    moves = younger_moves(connection, batch_id)
+    return max((number for number, move in moves.items() if ProfileState.FAILED in BULK_EFFECTS[move]), default=0)

@@ -9,8 +9,8 @@ from sqlalchemy import func, select
 
 from batching.errors import InvalidInputError, UnknownBatchError
 from batching.models import attempts, batches, profiles
-from batching.moves.bulk import younger_moves
-from batching.states import BULK_EFFECTS, TERMINAL_PROFILE_STATES, BulkMove, ProfileState, effective_state
+from batching.moves.bulk import failures_since, younger_moves
+from batching.states import TERMINAL_PROFILE_STATES, BulkMove, ProfileState, effective_state
 from batching.statistics.views import AttemptView, FailureGroup, ResultLine, short_error
 
 if TYPE_CHECKING:
@@ -85,12 +85,6 @@ def _began_anew(stored: ProfileState, younger: tuple[BulkMove, ...]) -> bool:
 
 def read_failures(connection: Connection, batch_id: str) -> list[FailureGroup]:
     """The failed profiles of a batch by fingerprint, the largest group first."""
-    # A stored failure is read as pending once a younger move touches failures; all moves do so to every older row.
-    overtaken = [
-        generation
-        for generation, move in younger_moves(connection, batch_id).items()
-        if ProfileState.FAILED in BULK_EFFECTS[move]
-    ]
     failed = (
         select(
             profiles.c.fingerprint,
@@ -104,7 +98,7 @@ def read_failures(connection: Connection, batch_id: str) -> list[FailureGroup]:
             profiles.c.batch_id == batch_id,
             profiles.c.fingerprint.is_not(None),
             profiles.c.state == ProfileState.FAILED.value,
-            profiles.c.generation >= max(overtaken, default=0),
+            profiles.c.generation >= failures_since(connection, batch_id),
         )
         .subquery()
     )

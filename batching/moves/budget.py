@@ -1,0 +1,63 @@
+"""Whether a pass has failed: what failed in it, by class where the options ask for that, against what it may."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sqlalchemy import func, select
+
+from batching.database import error_type
+from batching.models import profiles
+from batching.moves.bulk import failures_since
+from batching.policies import least_allowed, overspent
+from batching.states import ProfileState
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+    from batching.moves.counters import Counts
+    from batching.moves.rows import BatchRow
+
+
+def may_be_spent(batch: BatchRow, counts: Counts) -> bool:
+    """Whether the pass may have failed, from the counters alone; for certain, unless there are budgets by class."""
+    return counts.aborts > 0 or counts.failed > least_allowed(batch.options, batch.total)
+
+
+def verdict(connection: Connection, batch: BatchRow, counts: Counts) -> str | None:
+    """Why the pass has failed, for the history and for people; None: it has not.
+
+    The failures are counted by class only when the smallest budget is used up: no row that everybody writes keeps
+    counters by class, and a batch without such budgets asks nothing.
+    """
+    if not may_be_spent(batch, counts):
+        return None
+    failed = f"{counts.failed:,} {_profiles(counts.failed)} failed"
+    if counts.aborts:
+        return f"pass {batch.pass_number} failed: a handler raised FailBatch; {failed}"
+    by_class = count_by_class(connection, batch.id) if batch.options.failure_budgets else {"": counts.failed}
+    spent = overspent(batch.options, batch.total, by_class)
+    if spent is None:
+        return None
+    failed = f"{spent.failed:,} {_profiles(spent.failed)} failed"
+    return f"pass {batch.pass_number} failed: {failed}{spent.where}, {spent.allowed:,} allowed"
+
+
+def count_by_class(connection: Connection, batch_id: str) -> dict[str, int]:
+    """Failed profiles of the present pass by the class of their error; through the index of failures."""
+    kind = error_type(profiles.c.error).label("kind")
+    rows = connection.execute(
+        select(kind, func.count())
+        .where(
+            profiles.c.batch_id == batch_id,
+            profiles.c.fingerprint.is_not(None),
+            profiles.c.state == ProfileState.FAILED,
+            profiles.c.generation >= failures_since(connection, batch_id),
+        )
+        .group_by(kind)
+    )
+    return {name or "": int(number) for name, number in rows}
+
+
+def _profiles(number: int) -> str:
+    return "profile" if number == 1 else "profiles"
