@@ -7,9 +7,11 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from batching.allowance import MOST_BEYOND, Allowance
+from batching.brakes import LimitKey
 from batching.interfaces import Bookmark, Lane
 from batching.moves.promotion import Plan
-from batching.states import BatchState
+from batching.states import BatchState, LimitKind
 from batching.windows import LaneWindow
 
 if TYPE_CHECKING:
@@ -58,6 +60,7 @@ class Dispatcher:
         self._leave_alone: dict[str, float] = {}
         self._sent: dict[str, int] = {}
         self._reading: dict[str, _Reading] = {}
+        self._allowed: tuple[Outlook, Allowance] | None = None
         self.pace = math.inf
         """Seconds after which the lanes need another look: half of what is in the fullest of them is consumed then."""
 
@@ -71,7 +74,7 @@ class Dispatcher:
         for queue in sorted(outlook.waiting):
             if self._has_place(outlook, queue):
                 started.append(self._start(term, outlook, queue, None))
-            elif hungry := self._hungry(outlook, queue):
+            elif hungry := self._hungry(outlook, queue) - self._braked(outlook, queue):
                 started.append(self._start(term, outlook, queue, hungry))
         return [each for each in started if each is not None]
 
@@ -88,11 +91,25 @@ class Dispatcher:
 
     @staticmethod
     def _has_place(outlook: Outlook, queue: str) -> bool:
-        running = sum(1 for each in outlook.running if each.row.queue == queue)
-        return running < outlook.max_running.get(queue, 1)
+        return _running(outlook, queue) < outlook.max_running.get(queue, 1)
+
+    def _braked(self, outlook: Outlook, queue: str) -> frozenset[str]:
+        """Handlers of which another batch would feed nobody: a limit of theirs, or of the queue, is spent."""
+        served = {handler for worker in outlook.workers for handler in worker.handlers}
+        if _running(outlook, queue) >= outlook.max_running.get(queue, 1) + MOST_BEYOND:
+            return frozenset(served)
+        allowance = self._allowance(outlook)
+        return frozenset(handler for handler in served if allowance.braked(queue, handler))
+
+    def _allowance(self, outlook: Outlook) -> Allowance:
+        """What caps and limits leave room for, in this outlook."""
+        if self._allowed is None or self._allowed[0] is not outlook:
+            self._allowed = (outlook, Allowance(outlook))
+        return self._allowed[1]
 
     def _start(self, term: LeaderTerm, outlook: Outlook, queue: str, handlers: frozenset[str] | None) -> Start | None:
-        plan = Plan(handlers, self._rooms(outlook, queue), CHUNK, queue in outlook.grouped)
+        spent = () if handlers is None else self._allowance(outlook).spent()
+        plan = Plan(handlers, self._rooms(outlook, queue), CHUNK, queue in outlook.grouped, spent)
         started = self._execution.start_batch(queue, term, plan)
         if started is not None:
             self._window(started.lane).sent(len(started.dispatches))
@@ -101,9 +118,15 @@ class Dispatcher:
         return started
 
     def _rooms(self, outlook: Outlook, queue: str) -> dict[str, int]:
-        """How many profiles of each handler there is room for in the broker, for those that a live worker serves."""
+        """How many profiles of each handler there is room for in the broker, for those that a live worker serves.
+
+        None where a cap of the queue or a limit must be kept to: the dispatch that follows does.
+        """
+        if queue in outlook.caps or LimitKey(LimitKind.QUEUE, queue) in outlook.limits:
+            return {}
         served = {handler for worker in outlook.workers for handler in worker.handlers}
-        lanes = [lane for handler in sorted(served) if outlook.slots(lane := Lane(queue, handler))]
+        free = [each for each in sorted(served) if LimitKey(LimitKind.HANDLER, each) not in outlook.limits]
+        lanes = [lane for handler in free if outlook.slots(lane := Lane(queue, handler))]
         return {lane.handler: min(CHUNK, self._window(lane).free(outlook.slots(lane))) for lane in lanes}
 
     def _hungry(self, outlook: Outlook, queue: str) -> frozenset[str]:
@@ -138,13 +161,15 @@ class Dispatcher:
         batch_id, pending, ceiling = each.row.id, each.counts.pending, each.row.options.window
         if batch_id in self._leave_alone:
             return self._sent.get(batch_id, 0)  # what waits is not due, or is held by a bulk move
-        return pending if ceiling is None else min(pending, max(0, ceiling - each.counts.dispatched))
+        room = min(pending, self._allowance(outlook).room(each))
+        return int(room if ceiling is None else min(room, max(0, ceiling - each.counts.dispatched)))
 
     def dispatch(self, term: LeaderTerm, outlook: Outlook) -> int:
         """Fill the windows of all lanes that a live worker serves; returns how many profiles were dispatched."""
         sent = 0
         self.pace = math.inf
         self._sent.clear()
+        allowance = self._allowance(outlook)
         known = {each.row.id for each in outlook.running}
         self._leave_alone = {each: until for each, until in self._leave_alone.items() if each in known}
         self._reading = {each: reading for each, reading in self._reading.items() if each in known}
@@ -152,9 +177,10 @@ class Dispatcher:
             window = self._window(lane)
             window.look(sum(each.counts.dispatched for each in active))
             if slots := outlook.slots(lane):
-                lane_sent = self._fill(term, window, slots, active)
+                lane_sent = self._fill(term, outlook, window, slots, active)
                 sent += lane_sent
-                if sum(each.counts.pending for each in active) > lane_sent:
+                # What a cap or a limit holds back is not waited for at the pace of a lane.
+                if sum(min(each.counts.pending, allowance.room(each)) for each in active) > lane_sent:
                     self.pace = min(self.pace, window.lasts() / 2)
         for lane in self._windows.keys() - outlook.lanes().keys():
             del self._windows[lane]
@@ -165,19 +191,20 @@ class Dispatcher:
             self._windows[lane] = LaneWindow(self._fixed_window, self._clock)
         return self._windows[lane]
 
-    def _fill(self, term: LeaderTerm, window: LaneWindow, slots: int, active: list[Active]) -> int:
+    def _fill(self, term: LeaderTerm, outlook: Outlook, window: LaneWindow, slots: int, active: list[Active]) -> int:
         free = window.free(slots)
         sent = 0
         for each in active:
             if free <= 0:
                 break
-            done = self._fill_from(term, each, free, max(_FIRST_CHUNK, 2 * slots) if window.dry else CHUNK)
+            room = int(min(free, self._allowance(outlook).room(each)))
+            done = self._fill_from(term, outlook, each, room, max(_FIRST_CHUNK, 2 * slots) if window.dry else CHUNK)
             window.sent(done)
             free -= done
             sent += done
         return sent
 
-    def _fill_from(self, term: LeaderTerm, each: Active, free: int, first: int) -> int:
+    def _fill_from(self, term: LeaderTerm, outlook: Outlook, each: Active, free: int, first: int) -> int:
         """Dispatch what is due of one batch, in chunks, under its own ceiling."""
         batch_id, pending = each.row.id, each.counts.pending
         ceiling = each.row.options.window
@@ -189,11 +216,13 @@ class Dispatcher:
         self._leave_alone.pop(batch_id, None)
         reading = self._reading.setdefault(batch_id, _Reading(self._clock))
         reading.look()
+        allowance = self._allowance(outlook)
         sent = 0
         while sent < room:
             wanted = min(CHUNK if sent else first, CHUNK, room - sent)
             from_the_first = not reading.bookmark.number
-            done = self._execution.dispatch_batch(batch_id, wanted, term, reading.bookmark)
+            done = self._execution.dispatch_batch(batch_id, wanted, term, reading.bookmark, allowance.brakes(each))
+            allowance.sent(each, done)
             sent += done
             if done < wanted and not from_the_first:
                 reading.begin_anew()
@@ -211,6 +240,11 @@ class Dispatcher:
         self._leave_alone.clear()
         self._sent.clear()
         self._reading.clear()
+        self._allowed = None
+
+
+def _running(outlook: Outlook, queue: str) -> int:
+    return sum(1 for each in outlook.running if each.row.queue == queue)
 
 
 class _Reading:

@@ -38,6 +38,10 @@ class UnknownCallbackError(BatchingError):
     """No callback has this id."""
 
 
+class UnknownQueueError(BatchingError):
+    """No queue has this name."""
+
+
 class UnknownHandlerError(BatchingError):
     """No handler has this name."""
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
     from collections.abc import Set as AbstractSet
 
+    from batching.brakes import Brakes
     from batching.interfaces import (
         Claimed,
         ClaimResult,
@@ -58,11 +59,18 @@ class BatchExecutionManager:
     def execute_batch(self, batch_id: str) -> BatchState:
         return self._state_manager.request_promotion(batch_id)
 
-    def dispatch_batch(self, batch_id: str, limit: int, term: LeaderTerm, bookmark: Bookmark | None = None) -> int:
+    def dispatch_batch(
+        self,
+        batch_id: str,
+        limit: int,
+        term: LeaderTerm,
+        bookmark: Bookmark | None = None,
+        brakes: Brakes | None = None,
+    ) -> int:
         """Publish after the commit: a crash between the two leaves dispatches without messages: the sweep's."""
         if bookmark is None:
             bookmark = Bookmark()
-        dispatches = self._state_manager.dispatch(batch_id, limit, term, bookmark.number)
+        dispatches = self._state_manager.dispatch(batch_id, limit, term, bookmark.number, brakes)
         bookmark.passed(dispatches)
         faults.reach("dispatch.committed")
         self.republish(dispatches)

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
+    from batching.brakes import Brakes
     from batching.options import BatchOptions, BatchReceipt, BatchSpec, ProfileInput
     from batching.states import BatchState, ProfileState, StopTarget
 
@@ -249,10 +250,13 @@ class IBatchStateManager(Protocol):
     def promote(self, queue: str, term: LeaderTerm, handlers: Collection[str] | None = None) -> str | None:
         """Queued -> running for the next batch in line (of these handlers); returns its id, or None when nobody may."""
 
-    def dispatch(self, batch_id: str, limit: int, term: LeaderTerm, behind: int = 0) -> list[Dispatch]:
+    def dispatch(
+        self, batch_id: str, limit: int, term: LeaderTerm, behind: int = 0, brakes: Brakes | None = None
+    ) -> list[Dispatch]:
         """Pending -> dispatched for up to `limit` due profiles of a running batch, in their order.
 
-        Only those with a number beyond `behind` are looked at.
+        Only those with a number beyond `behind` are looked at, and no more are dispatched than its caps and limits
+        leave room for; without `brakes`, those of its own options.
         """
 
     def claim(self, worker_id: str, runs: Sequence[RunId]) -> ClaimResult:
@@ -290,7 +294,14 @@ class IBatchExecutionManager(Protocol):
     def execute_batch(self, batch_id: str) -> BatchState:
         """Ask for this batch to run next, ahead of its turn."""
 
-    def dispatch_batch(self, batch_id: str, limit: int, term: LeaderTerm, bookmark: Bookmark | None = None) -> int:
+    def dispatch_batch(
+        self,
+        batch_id: str,
+        limit: int,
+        term: LeaderTerm,
+        bookmark: Bookmark | None = None,
+        brakes: Brakes | None = None,
+    ) -> int:
         """Mark up to `limit` profiles dispatched, commit, then publish; returns how many.
 
         With a bookmark, only of those that come after it; it moves to the last of them.

@@ -22,7 +22,7 @@ from sqlalchemy import (
 )
 
 from batching.database import BigNumber, Identifier, JSONText, Timestamp, never, now
-from batching.states import BatchState, BulkMove, CallbackEvent, CallbackState, ProfileState, StopTarget
+from batching.states import BatchState, BulkMove, CallbackEvent, CallbackState, LimitKind, ProfileState, StopTarget
 
 #: The worker id of writes that no worker makes: submission and verbs.
 NOBODY: Final = "00000000-0000-0000-0000-000000000000"
@@ -50,9 +50,31 @@ queues = Table(
     Column("name", String(64), primary_key=True),
     # So many batches run at once at least; when they cannot fill the workers, the next is let in.
     Column("max_running", Integer, nullable=False, server_default=text("1")),
+    # Nothing is promoted and nothing is dispatched.
     Column("paused", Boolean, nullable=False, server_default=false()),
+    # Nothing is promoted; what runs is dispatched to its end.
+    Column("draining", Boolean, nullable=False, server_default=false()),
+    # So many profiles of its batches are dispatched or running at once, at most.
+    Column("max_concurrency", Integer),
     Column("created_at", Timestamp, nullable=False, server_default=now()),
     CheckConstraint("max_running >= 1", name="max_running"),
+    CheckConstraint("max_concurrency >= 1", name="max_concurrency"),
+)
+
+#: Token buckets, one per rate limit. The leader takes tokens in the transaction that dispatches (`moves/braking.py`).
+rate_limits = Table(
+    "rate_limits",
+    metadata,
+    Column("kind", String(8), primary_key=True),
+    Column("name", String(255), primary_key=True),
+    Column("per_second", Double, nullable=False),
+    Column("burst", Integer, nullable=False),
+    # As they were at `refilled_at`; since then, `per_second` came in every second, up to `burst`.
+    Column("tokens", Double, nullable=False),
+    Column("refilled_at", Timestamp, nullable=False, server_default=now()),
+    CheckConstraint(_one_of("kind", LimitKind), name="kind"),
+    CheckConstraint("per_second > 0 AND burst >= 1", name="rate"),
+    CheckConstraint("tokens >= 0", name="tokens"),
 )
 
 batches = Table(
@@ -401,6 +423,7 @@ __all__ = [
     "metadata",
     "profiles",
     "queues",
+    "rate_limits",
     "rates",
     "turns",
     "workers",

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
+from batching.brakes import LIMIT_NAME, parse_rate
 from batching.callbacks import check_target
 from batching.errors import InvalidInputError
 from batching.states import CallbackEvent
@@ -14,6 +15,9 @@ from batching.states import CallbackEvent
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from datetime import datetime
+
+#: Buckets that one batch takes tokens from: each is a row that its dispatches lock.
+_MOST_LIMITS = 10
 
 
 class Requeue(StrEnum):
@@ -44,6 +48,9 @@ class BatchOptions:
         fail_fast: Stop the pass as soon as the budget is spent; False lets the pass run to its end.
         requeue: Where the batch goes after a failed pass.
         window: Ceiling of its profiles in the broker at once; None for the lane's own.
+        max_concurrency: Ceiling of its profiles that are in the broker or run at once; None for no cap.
+        rate_limit: Profiles a second that are dispatched, at most, as a number or as `600/m`; None for no limit.
+        rate_limits: Names of limits that it shares with others, as operators set them.
         retry_backoff: Seconds before the second attempt; doubles each time, with full jitter.
         retry_backoff_max: Ceiling of that back-off in seconds.
         pass_backoff: Seconds before the second pass; doubles each time.
@@ -60,6 +67,9 @@ class BatchOptions:
     fail_fast: bool = True
     requeue: Requeue = Requeue.TAIL
     window: int | None = None
+    max_concurrency: int | None = None
+    rate_limit: float | None = None
+    rate_limits: tuple[str, ...] = ()
     retry_backoff: float = 1.0
     retry_backoff_max: float = 300.0
     pass_backoff: float = 1.0
@@ -71,8 +81,7 @@ class BatchOptions:
     def __post_init__(self) -> None:
         for name, low, high in (("max_attempts", 1, 1000), ("max_passes", 1, 1000)):
             self._whole(name, low, high)
-        if self.window is not None:
-            self._whole("window", 1, 1_000_000)
+        self._check_running()
         for name in ("retry_backoff", "retry_backoff_max", "pass_backoff", "pass_backoff_max"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 86_400:
@@ -86,6 +95,15 @@ class BatchOptions:
             raise InvalidInputError(f"option requeue takes tail, front, keep or park, not {self.requeue!r}") from None
         for event in CallbackEvent:
             check_target(f"on_{event}", self.callback(event))
+
+    def _check_running(self) -> None:
+        """How much of it runs at once, and how fast."""
+        for name in ("window", "max_concurrency"):
+            if getattr(self, name) is not None:
+                self._whole(name, 1, 1_000_000)
+        if self.rate_limit is not None:
+            object.__setattr__(self, "rate_limit", parse_rate(self.rate_limit, "option rate_limit"))
+        object.__setattr__(self, "rate_limits", _names(self.rate_limits))
 
     def callback(self, event: CallbackEvent) -> str | None:
         """Who is told of an event; None: nobody."""
@@ -139,6 +157,20 @@ class BatchOptions:
         """
         known = {each.name for each in fields(cls)}
         return cls(**{name: value for name, value in values.items() if name in known})
+
+
+def _names(given: Any) -> tuple[str, ...]:
+    """The names of shared limits, each once, in an order of their own."""
+    names = (given,) if isinstance(given, str) else tuple(given) if isinstance(given, list | tuple | set) else (given,)
+    for name in names:
+        if not isinstance(name, str) or not LIMIT_NAME.fullmatch(name):
+            raise InvalidInputError(
+                "option rate_limits takes names of limits, of letters, digits, '_', '-' and '.', as "
+                f'["crm-api"]; not {name!r}'
+            )
+    if len(set(names)) > _MOST_LIMITS:
+        raise InvalidInputError(f"option rate_limits takes {_MOST_LIMITS} names at most, not {len(set(names))}")
+    return tuple(sorted(set(names)))
 
 
 class ProfileInput(NamedTuple):

@@ -7,15 +7,18 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sqlalchemy import Double, and_, exists, func, literal, null, select, union_all
+from sqlalchemy import Double, and_, exists, func, literal, literal_column, null, select, union_all
 
 from batching.database import age, now
-from batching.models import ACTIVE, HAS_DEADLINE, LINE_ORDER, SCHEDULED, batches, queues
-from batching.moves import leadership, turns
+from batching.models import ACTIVE, HAS_DEADLINE, LINE_ORDER, SCHEDULED, batches, queues, rate_limits
+from batching.moves import braking, leadership, turns
 from batching.moves.rows import as_counted, counted_batches
 from batching.states import BatchState
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from batching.brakes import Limit, LimitKey
     from batching.database import Database
     from batching.interfaces import Lane, WorkerInfo
     from batching.moves.counters import Counts
@@ -47,6 +50,12 @@ class Outlook:
     max_running: dict[str, int]
     grouped: frozenset[str]
     """Queues in which groups take turns."""
+    paused: frozenset[str]
+    """Queues of which nothing is dispatched."""
+    caps: Mapping[str, int]
+    """Profiles of a queue that may be in flight at once, where there is a cap."""
+    limits: Mapping[LimitKey, Limit]
+    """The rate limits, and what they have to give."""
     unwritten: list[str]
     """Batches with bulk moves that are not written into their rows yet."""
     overdue: list[str]
@@ -64,10 +73,11 @@ class Outlook:
         return sum(worker.slots for worker in self.workers if serves(worker, lane))
 
     def lanes(self) -> dict[Lane, list[Active]]:
-        """The running batches by lane, in the order of the queue."""
+        """The running batches by lane, in the order of the queue; none of queues that are paused."""
         found: dict[Lane, list[Active]] = defaultdict(list)
         for each in self.running:
-            found[each.lane].append(each)
+            if each.row.queue not in self.paused:
+                found[each.lane].append(each)
         return dict(found)
 
 
@@ -92,6 +102,11 @@ def look(database: Database, worker_lease: float) -> Outlook:
             waiting=frozenset(row.name for row in queues_ if row.waits),
             max_running={row.name: row.max_running for row in queues_},
             grouped=frozenset(row.name for row in queues_ if row.grouped),
+            paused=frozenset(row.name for row in queues_ if row.paused),
+            caps={row.name: row.max_concurrency for row in queues_ if row.max_concurrency is not None},
+            limits={each.key: each for each in braking.read_limits(connection)}
+            if any(row.limited for row in queues_)
+            else {},
             unwritten=[row.id for row in due if row.what == "write"],
             overdue=[row.id for row in due if row.what == "expire" and row.left <= 0],
             alarm=min((row.left for row in due if row.left is not None and row.left > 0), default=math.inf),
@@ -126,9 +141,15 @@ _DUE = union_all(
 _QUEUES = select(
     queues.c.name,
     queues.c.max_running,
-    and_(queues.c.paused.is_(False), exists().where(batches.c.queue == queues.c.name, turns.may_start())).label(
-        "waits"
-    ),
+    queues.c.max_concurrency,
+    queues.c.paused,
+    # Nobody pays for limits where there are none.
+    exists(select(literal_column("1")).select_from(rate_limits)).label("limited"),
+    and_(
+        queues.c.paused.is_(False),
+        queues.c.draining.is_(False),
+        exists().where(batches.c.queue == queues.c.name, turns.may_start()),
+    ).label("waits"),
     turns.grouped(queues.c.name).label("grouped"),
 )
 

@@ -6,11 +6,12 @@ import math
 from fractions import Fraction
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from batching.brakes import Brakes, Limit, LimitKey, burst_of
 from batching.interfaces import Claimed, Ending, ErrorInfo, Outcome, Settlement
-from batching.states import ProfileState
+from batching.states import LimitKind, ProfileState
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from batching.options import BatchOptions
 
@@ -120,6 +121,30 @@ def lane_window(slots: int, rate: float, fixed: int = 0, *, exhausted: int = 0) 
             0 when they have not.
     """
     return fixed or max(2 * slots, math.ceil(WINDOW_TIME * rate), min(_GROWN, 4 * exhausted))
+
+
+def names_of(options: BatchOptions) -> tuple[LimitKey, ...]:
+    """The shared limits that a batch names."""
+    return tuple(LimitKey(LimitKind.KEY, name) for name in options.rate_limits)
+
+
+def brakes_of(
+    batch_id: str, options: BatchOptions, queue_cap: int | None = None, shared: Collection[LimitKey] = ()
+) -> Brakes:
+    """All that holds one batch back.
+
+    Args:
+        batch_id: Whose.
+        options: Its own cap and rate.
+        queue_cap: Its queue's.
+        shared: The limits that there are of its queue, its handler, and the keys that it names.
+    """
+    own, limits = None, set(shared)
+    if options.rate_limit is not None:
+        burst = burst_of(options.rate_limit)
+        own = Limit(LimitKey(LimitKind.BATCH, batch_id), options.rate_limit, burst, burst)
+        limits.add(own.key)
+    return Brakes(options.max_concurrency, queue_cap, own, tuple(sorted(limits)))
 
 
 def worker_lost(message: str) -> ErrorInfo:

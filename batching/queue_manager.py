@@ -14,6 +14,7 @@ from batching.errors import BrokerUnavailableError, ConfigurationError
 from batching.execution_manager import BatchExecutionManager
 from batching.intake import Limits
 from batching.options import Asked, BatchReceipt, BatchSpec
+from batching.queues import Queues, RateLimits
 from batching.settings import Settings, get_settings
 from batching.state_manager import BatchStateManager
 from batching.states import BatchState, StopTarget
@@ -123,6 +124,16 @@ class QueueManager:
     def statistics(self) -> Statistics:
         """Every read."""
         return Statistics(self.database, self.settings)
+
+    @cached_property
+    def queues(self) -> Queues:
+        """The settings of queues: how much runs at once; pause, drain, resume."""
+        return Queues(self.database, self.statistics, self.ring)
+
+    @cached_property
+    def limits(self) -> RateLimits:
+        """Rate limits of keys, handlers and queues."""
+        return RateLimits(self.database, self.ring)
 
     def submit(
         self,

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 from sqlalchemy.exc import IntegrityError
 
 from batching import faults
+from batching.brakes import Brakes
 from batching.database import is_unique_violation
 from batching.moves import batch as batch_moves
 from batching.moves import (
+    braking,
     bulk,
     callbacks,
     counters,
@@ -29,6 +31,7 @@ from batching.moves import (
     whole,
 )
 from batching.options import BatchReceipt
+from batching.policies import brakes_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -162,7 +165,8 @@ class BatchStateManager:
 
     def promote(self, queue: str, term: LeaderTerm, handlers: Collection[str] | None = None) -> str | None:
         with self.database.begin() as writing:
-            turn = turns.next_turn(writing, queue, handlers)
+            in_turns = turns.take_turns(writing, queue)
+            turn = turns.next_turn(writing, queue, handlers) if in_turns else None
             promoted = promotion.promote(writing, queue, term, handlers, turn and turn.batch_id)
             if promoted is not None and turn is not None:
                 turns.take(writing, turn)
@@ -170,11 +174,13 @@ class BatchStateManager:
 
     def start(self, queue: str, term: LeaderTerm, plan: promotion.Plan) -> promotion.Start | None:
         """Promote the next batch in line and dispatch the first of its profiles, in one transaction."""
-        if plan.in_turns:
+        if plan.in_turns or plan.spent:
             with self.database.begin() as writing:
-                turn = turns.next_turn(writing, queue, plan.handlers)
-                started = turn and promotion.start(writing, queue, term, plan, self._max_losses, turn.batch_id)
-                if started is not None and turn is not None:
+                turn = turns.next_turn(writing, queue, plan.handlers, plan.spent)
+                if turn is None:
+                    return None
+                started = promotion.start(writing, queue, term, plan, self._max_losses, turn.batch_id)
+                if started is not None and plan.in_turns:
                     turns.take(writing, turn)
                 return started
         if self.database.dialect == "postgresql":
@@ -191,9 +197,21 @@ class BatchStateManager:
             with self.database.direct() as direct:
                 rehearsal.rehearse_starts(direct, term)
 
-    def dispatch(self, batch_id: str, limit: int, term: LeaderTerm, behind: int = 0) -> list[Dispatch]:
+    def dispatch(
+        self, batch_id: str, limit: int, term: LeaderTerm, behind: int = 0, brakes: Brakes | None = None
+    ) -> list[Dispatch]:
         with self.database.begin() as writing:
+            if brakes is None:
+                known = rows.read_constants(writing, [batch_id]).get(batch_id)
+                brakes = brakes_of(batch_id, known.options) if known else Brakes()
+            if brakes.hold:
+                return braking.dispatch(writing, batch_id, limit, term, self._max_losses, brakes, behind)
             return profile.dispatch(writing, batch_id, limit, term, self._max_losses, behind)
+
+    def forget_limits(self) -> int:
+        """Delete the full buckets of single batches; a dispatch makes one when it needs one."""
+        with self.database.begin() as writing:
+            return braking.forget_limits(writing)
 
     def rewrite(self, batch_id: str, limit: int = 5_000) -> bool:
         """Write one bounded step of a bulk move into the rows; returns whether rows may be left."""

@@ -101,6 +101,19 @@ class CallbackState(StrEnum):
     """Its attempts are used up. `batching callbacks retry` makes it wait again."""
 
 
+class LimitKind(StrEnum):
+    """What a rate limit is of: with its name, it names the limit."""
+
+    KEY = "key"
+    """Of whatever batches name it in their `rate_limits`: one external API, one tenant."""
+    HANDLER = "handler"
+    """Of all batches of a handler, in all queues."""
+    QUEUE = "queue"
+    """Of all batches of a queue."""
+    BATCH = "batch"
+    """Of one batch: its option `rate_limit`. Made at its first dispatch, forgotten when it is over."""
+
+
 TERMINAL_BATCH_STATES: Final = frozenset(
     {BatchState.SUCCEEDED, BatchState.FAILED, BatchState.CANCELLED, BatchState.EXPIRED}
 )

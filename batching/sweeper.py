@@ -12,6 +12,7 @@ from batching.errors import BrokerUnavailableError
 from batching.moves import leadership, sweep
 from batching.moves.batch import wants_conclusion
 from batching.moves.sweep import LostEvidence
+from batching.states import LimitKind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -108,6 +109,8 @@ class Sweeper:
         concluded = self._state.conclude(
             each.row.id for each in outlook.active if wants_conclusion(each.row, each.counts)
         )
+        if any(each.kind is LimitKind.BATCH for each in outlook.limits):
+            self._state.forget_limits()
         return Swept(concluded, self._take_back(term), self._republish(term, outlook), self._state.sweep_abandoned())
 
     def _take_back(self, term: LeaderTerm) -> int:

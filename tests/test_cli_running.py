@@ -53,3 +53,43 @@ def test_a_group_that_is_none_is_wrong_use(
     file.write_text("one\n")
     assert run("submit", HANDLER, file, "--group", "a\nb").exit_code == 2
     assert run("submit", HANDLER, file, "--group", "x" * 256).exit_code == 2
+
+
+def test_queues_are_set_paused_drained_and_resumed(
+    run: Callable[..., Result],  # noqa: F811 - the fixture
+    manager: QueueManager,  # noqa: F811 - the fixture
+) -> None:
+    assert "there are no queues" in run("queue", "list").stderr
+    made = document(run("queue", "set", "night", "--max-running", "3", "--max-concurrency", "8", "--json"))
+    assert (made["name"], made["max_running"], made["max_concurrency"]) == ("night", 3, 8)
+    assert document(run("queue", "pause", "night", "--json"))["paused"] is True
+    assert "paused" in run("queue", "list").output
+    assert document(run("queue", "drain", "night", "--json"))["draining"] is True
+    resumed = document(run("queue", "resume", "night", "--json"))
+    assert (resumed["paused"], resumed["draining"]) == (False, False)
+    assert "night" in run("queue", "show", "night").output
+    unknown = run("queue", "pause", "day")
+    assert (unknown.exit_code, "there is no queue 'day'" in unknown.stderr) == (1, True)
+    assert run("queue", "set", "night", "--max-running", "0").exit_code == 2
+    assert run("queue", "set", "night", "--burst", "3").exit_code == 2
+
+
+def test_limits_are_set_listed_and_removed(
+    run: Callable[..., Result],  # noqa: F811 - the fixture
+    manager: QueueManager,  # noqa: F811 - the fixture
+) -> None:
+    assert "there are no rate limits" in run("limit", "list").stderr
+    assert "limited key crm-api to 10/s, 20 at once" in run("limit", "set", "crm-api", "600/m", "--burst", "20").output
+    assert run("limit", "set", HANDLER, "5", "--of", "handler").exit_code == 0
+    assert run("queue", "set", "night", "--rate", "2/s").exit_code == 0
+    listed = document(run("limit", "list", "--json"))
+    assert [(each["kind"], each["name"], each["per_second"]) for each in listed] == [
+        ("handler", HANDLER, 5.0),
+        ("key", "crm-api", 10.0),
+        ("queue", "night", 2.0),
+    ]
+    assert run("queue", "set", "night", "--rate", "0").exit_code == 0
+    assert document(run("limit", "remove", "crm-api", "--json")) == {"removed": True}
+    assert "there is no limit" in run("limit", "remove", "crm-api").output
+    assert [each["kind"] for each in document(run("limit", "list", "--json"))] == ["handler"]
+    assert run("limit", "set", "crm-api", "fast").exit_code == 2

@@ -59,6 +59,8 @@ class Plan(NamedTuple):
     """Profiles in one dispatch, at most; `rooms` has no more."""
     in_turns: bool = False
     """Groups take turns in the queue: `turns.next_turn` chooses."""
+    spent: Collection[str] = ()
+    """Shared rate limits that have nothing to give: no batch that names one of them."""
 
 
 class Start(NamedTuple):
@@ -118,8 +120,11 @@ def start(
     batch = promote(connection, queue, term, plan.handlers, chosen)
     if batch is None:
         return None
-    lane, window = batch.terms.lane, batch.options.window
-    limit = min(plan.rooms.get(lane.handler, 0), plan.most if window is None else window)
+    lane, options = batch.terms.lane, batch.options
+    ceilings = [each for each in (options.window, options.max_concurrency) if each is not None]
+    limit = min([plan.rooms.get(lane.handler, 0), plan.most, *ceilings])
+    if options.rate_limit is not None or options.rate_limits:
+        limit = 0  # tokens are taken by the dispatch that follows
     dispatches = profile.dispatch_some(connection, batch.id, limit, term, lane, max_losses) if limit > 0 else []
     return Start(batch.id, batch.total, lane, dispatches)
 
@@ -157,7 +162,7 @@ def _next(*served: ColumnElement[bool], chosen: bool) -> Select[Any]:
             batches.c.queue == queue,
             turns.may_start(),
             *turn,
-            ~exists().where(queues.c.name == queue, queues.c.paused),
+            ~exists().where(queues.c.name == queue, or_(queues.c.paused, queues.c.draining)),
             LEADS,
             *served,
         )
@@ -228,6 +233,15 @@ def _room_of(moved: CTE) -> ColumnElement[int]:
         .table_valued(column("handler", Text()), column("room", Integer()), name="rooms")
         .render_derived()
     )
-    window = cast(cast(moved.c.options, JSON())["window"].as_string(), Integer())
-    least = select(func.least(rooms.c.room, window)).select_from(moved).where(rooms.c.handler == moved.c.handler)
+    options = cast(moved.c.options, JSON())
+    ceilings = [cast(options[name].as_string(), Integer()) for name in ("window", "max_concurrency")]
+    # With a limit, tokens are taken by the dispatch that follows.
+    unlimited = options["rate_limit"].as_string().is_(None) & (
+        func.coalesce(options["rate_limits"].as_string(), "[]") == "[]"
+    )
+    least = (
+        select(func.least(rooms.c.room, *ceilings))
+        .select_from(moved)
+        .where(rooms.c.handler == moved.c.handler, unlimited)
+    )
     return func.coalesce(least.scalar_subquery(), 0)  # LIMIT NULL would be no limit at all

@@ -16,6 +16,8 @@ from batching.parameters import encode_rows, parameter_rows
 from batching.states import BatchState
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from sqlalchemy import Connection
     from sqlalchemy.types import TypeEngine
 
@@ -24,6 +26,15 @@ def ensure_queue(connection: Connection, name: str) -> None:
     """Make the queue's row when it is not there; two producers may do so at once."""
     dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
     connection.execute(dialect.insert(queues).values(name=name).on_conflict_do_nothing())
+
+
+def change(connection: Connection, name: str, settings: Mapping[str, object]) -> bool:
+    """Write some settings of a queue, in one statement: of two operators who change the same one, the later holds.
+
+    Returns:
+        Whether there is a queue of this name.
+    """
+    return connection.execute(update(queues).where(queues.c.name == name).values(dict(settings))).rowcount == 1
 
 
 def lock_queue(connection: Connection, name: str) -> None:

@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import (
+    JSON,
     ColumnElement,
     Integer,
     Select,
@@ -21,8 +22,10 @@ from sqlalchemy import (
     Text,
     and_,
     bindparam,
+    cast,
     exists,
     func,
+    literal,
     literal_column,
     or_,
     select,
@@ -64,21 +67,47 @@ def grouped(queue: ColumnElement[Any]) -> ColumnElement[bool]:
     return exists(select(literal_column("1")).select_from(batches).where(batches.c.queue == queue, GROUPED))
 
 
-def next_turn(connection: Connection, queue: str, handlers: Collection[str] | None = None) -> Turn | None:
-    """Whose turn it is, when groups take turns in a queue and a batch may start; of these handlers alone.
+def next_turn(
+    connection: Connection, queue: str, handlers: Collection[str] | None = None, spent: Collection[str] = ()
+) -> Turn | None:
+    """Whose turn it is in a queue when a batch may start.
 
     Only a reason to promote it: who does so looks at the batch again under its lock.
+
+    Args:
+        connection: In a transaction.
+        queue: Whose line.
+        handlers: Only batches of these.
+        spent: Shared rate limits: no batch that names one of them.
     """
     line: list[ColumnElement[bool]] = [batches.c.queue == queue]
     if handlers is not None:
         line.append(batches.c.handler.in_(sorted(handlers)))
-    ready = select(batches.c.urgent, batches.c.priority).where(*line, may_start(), grouped(batches.c.queue))
+    if spent:
+        line.append(~_names_one_of(connection.dialect.name, spent))
+    ready = select(batches.c.urgent, batches.c.priority).where(*line, may_start())
     top = connection.execute(ready.order_by(*LINE_ORDER[:2]).limit(1)).first()
     if top is None:
         return None
     line += [batches.c.urgent.is_(top.urgent), batches.c.priority == top.priority]
     found = connection.execute(_first_of_each_group(line)).first()
     return None if found is None else Turn(found.id, queue, top.priority, found.group)
+
+
+def take_turns(connection: Connection, queue: str) -> bool:
+    """Whether groups take turns in a queue now."""
+    return bool(connection.scalar(select(grouped(literal(queue)))))
+
+
+def _names_one_of(dialect: str, limits: Collection[str]) -> ColumnElement[bool]:
+    if dialect == "postgresql":
+        names = func.json_array_elements_text(cast(batches.c.options, JSON())["rate_limits"])
+        each: ColumnElement[Any] = names.column_valued("named")
+    else:
+        each = (
+            func.json_each(cast(batches.c.options, Text()), "$.rate_limits").table_valued("value", name="named").c.value
+        )
+    return exists(select(literal_column("1")).where(each.in_(sorted(limits))))
 
 
 def _first_of_each_group(line: list[ColumnElement[bool]]) -> Select[Any]:

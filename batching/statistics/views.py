@@ -224,6 +224,11 @@ class QueueView(_AsJSON):
     name: str
     max_running: int
     paused: bool
+    """Nothing is promoted and nothing is dispatched."""
+    draining: bool
+    """Nothing is promoted; what runs goes on."""
+    max_concurrency: int | None
+    """Profiles in the broker or running at once, at most; None: no cap."""
     created_at: datetime
     queued: int
     running: int
