@@ -270,6 +270,36 @@ def read_file(
     return Source(_lines_entries(lines, format or _SUFFIXES.get(suffix), key_column, limits), "line", name, owned)
 
 
+def read_amendments(path_or_stream: str | os.PathLike[str] | BinaryIO, *, limits: Limits) -> Source:
+    """Profiles from lines that tell how profiles ended, edited: the errors of a run, or results with their payloads.
+
+    Args:
+        path_or_stream: As for `read_file`; JSON lines whatever its suffix.
+        limits: As for `read_file`.
+
+    Raises:
+        InvalidInputError: As `read_file`, or a line is no object with the fields `key` and `payload`.
+    """
+    stream, name, owned = _open(path_or_stream)
+    return Source(_amendments(Lines(stream, name, limits.line), limits), "line", name, owned)
+
+
+def _amendments(lines: Lines, limits: Limits) -> _Entries:
+    for line in lines:
+        if not line.strip():
+            continue
+        where = lines.where()
+        value = decode_json(line.rstrip(" \t\r\n"), where)
+        if not isinstance(value, dict) or "key" not in value or "payload" not in value:
+            raise not_acceptable(
+                where,
+                "it is no object with the fields key and payload; `batching results ID --payload` and "
+                "`batching run --errors` write such lines",
+            )
+        key = check_key(value["key"], limits, where)
+        yield lines.number, ProfileInput(key, encode_payload(value["payload"], limits, where))
+
+
 def _lines_entries(lines: Lines, format_: str | None, key_column: str | None, limits: Limits) -> _Entries:
     for line, key, payload in read_entries(lines, format_, key_column, limits.payload):
         where = lines.where(line)

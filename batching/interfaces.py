@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from batching.brakes import Brakes
-    from batching.options import BatchOptions, BatchReceipt, BatchSpec, ProfileInput
+    from batching.options import Amended, BatchOptions, BatchReceipt, BatchSpec, Difference, ProfileInput
     from batching.states import BatchState, ProfileState, StopTarget
 
 
@@ -241,8 +241,24 @@ class IBatchStateManager(Protocol):
         Without a connection, the chunk may be read while it is written.
         """
 
-    def seal(self, batch_id: str, connection: Connection | None = None) -> int:
-        """Loading -> queued, at the end of its queue, counters set; returns the total."""
+    def seal(self, batch_id: str, connection: Connection | None = None, *, sealed: bool = True) -> int:
+        """Loading -> queued, at the end of its queue, counters set; returns the total. Not `sealed`: it stays open."""
+
+    def compare(
+        self, batch_id: str, chunk: Sequence[ProfileInput], first: int = 1, connection: Connection | None = None
+    ) -> Difference:
+        """How a chunk differs from what the batch has; nothing is written."""
+
+    def append(
+        self, batch_id: str, chunk: Sequence[ProfileInput], first: int = 1, connection: Connection | None = None
+    ) -> Difference:
+        """Append what an open batch does not have yet, by its key."""
+
+    def close(self, batch_id: str, expect: int | None = None) -> int:
+        """Seal an open batch; returns its total."""
+
+    def amend(self, batch_id: str, chunks: Iterable[Sequence[ProfileInput]]) -> Amended:
+        """Other payloads for what is not done; a finished batch begins a new pass."""
 
     def abandon(self, batch_id: str) -> bool:
         """Delete a loading batch and what was written of it."""

@@ -259,9 +259,39 @@ class BatchSpec:
         )
 
 
+class Difference(NamedTuple):
+    """How profiles that were submitted or appended differ from what their batch had."""
+
+    new: int = 0
+    """Keys that it did not have. Appended, if the batch is open; else only counted."""
+    same: int = 0
+    """Keys that it had, with the same payload."""
+    changed: int = 0
+    """Keys that it had with another payload, which stays as it was; see `amend`."""
+
+    def plus(self, other: Difference) -> Difference:
+        """The two together."""
+        return Difference(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
+
+
+class Amended(NamedTuple):
+    """What `amend` did."""
+
+    amended: int
+    """Profiles that have another payload now."""
+    same: int
+    """Profiles whose payload was this one already."""
+    pass_number: int | None
+    """The pass that was opened; None: the batch waits, and its present pass takes the new payloads."""
+
+
 class BatchReceipt(NamedTuple):
     """What `submit` answers: `created` is False when the key named a batch that was there already."""
 
     id: str
     total: int
     created: bool
+    difference: Difference = Difference()
+    """From what the batch had before; of a batch that was created, all is new."""
+    open: bool = False
+    """It takes more profiles until it is sealed."""

@@ -19,13 +19,14 @@ from batching.settings import Settings, get_settings
 from batching.state_manager import BatchStateManager
 from batching.states import BatchState, StopTarget
 from batching.statistics import Statistics
-from batching.submission import submit, submit_within
+from batching.submission import amend, append, submit, submit_within
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from sqlalchemy.orm import Session
 
+    from batching.options import Amended, Difference
     from batching.statistics import BatchView, ResultLine
 
 _Result = TypeVar("_Result")
@@ -41,6 +42,19 @@ class Batch:
         """Profiles in it."""
         self.created = receipt.created
         """False when the key named a batch that was there already."""
+        self.open = receipt.open
+        """It takes more profiles, until it is sealed."""
+        self.difference = receipt.difference
+        """`new`, `same` and `changed` profiles of this submission, against what the batch had."""
+
+    def append(self, profiles: Iterable[Any]) -> Difference:
+        """See `QueueManager.append`."""
+        return self._manager.append(self.id, profiles)
+
+    def seal(self, expect: int | None = None) -> int:
+        """See `QueueManager.seal`."""
+        self.total = self._manager.seal(self.id, expect)
+        return self.total
 
     def progress(self) -> BatchView:
         """Counts, place in line, rate and ETA, as of now."""
@@ -141,6 +155,7 @@ class QueueManager:
         profiles: Iterable[Any],
         *,
         session: Session | Connection | None = None,
+        seal: bool = True,
         **asked: Unpack[Asked],
     ) -> Batch:
         """Record a batch and put it in line. Streams: nothing but a chunk is held in memory.
@@ -151,6 +166,7 @@ class QueueManager:
                 `intake.Source`.
             session: A SQLAlchemy session or connection: the batch is written in its transaction, and exists if and
                 only if that commits.
+            seal: False leaves the batch open: `append` adds to it while it waits and runs, until `seal`.
             **asked: `name`, `key`, `queue`, `priority`, `group`, `options`, `new`, `start_at`, `deadline`, `tags`,
                 `properties`: see `options.Asked`.
 
@@ -159,7 +175,7 @@ class QueueManager:
             DatabaseUnavailableError: The database cannot be reached; nothing of the batch is left, unless only the
                 answer got lost. With a `key`, submitting again is safe either way.
         """
-        spec = BatchSpec.of(handler, asked)
+        spec = BatchSpec.of(handler, asked, sealed=seal)
         limits = Limits.from_settings(self.settings)
         if session is None:
             announce = None if self._doorbell is None else self.ring
@@ -168,6 +184,63 @@ class QueueManager:
             connection = session if isinstance(session, Connection) else session.connection()
             receipt = submit_within(self.state_manager, spec, profiles, limits, connection)
         return Batch(self, receipt)
+
+    def open(self, handler: str, *, session: Session | Connection | None = None, **asked: Unpack[Asked]) -> Batch:
+        """Make an open batch without profiles; the same `key` again is the same batch. See `submit`."""
+        return self.submit(handler, (), session=session, seal=False, **asked)
+
+    def append(self, batch_id: str, profiles: Iterable[Any]) -> Difference:
+        """Append to an open batch, from any process, while it waits or runs; several may do so at once.
+
+        Idempotent by profile key: what the batch has already is not written again, whatever its payload. A stream that
+        breaks off has appended what came before; append it again.
+
+        Args:
+            batch_id: The batch.
+            profiles: As for `submit`; streamed.
+
+        Returns:
+            How many were new, the same, or there with another payload.
+
+        Raises:
+            UnknownBatchError: There is none with this id.
+            IllegalMoveError: It is sealed, or over.
+            InvalidInputError: A profile is not acceptable.
+        """
+        return self._rung(append(self.state_manager, batch_id, profiles, Limits.from_settings(self.settings)))
+
+    def seal(self, batch_id: str, expect: int | None = None) -> int:
+        """Close an open batch: it finishes once everything in it is settled. Sealing it twice is harmless.
+
+        Args:
+            batch_id: The batch.
+            expect: Profiles that it must have.
+
+        Returns:
+            Its number of profiles.
+
+        Raises:
+            UnknownBatchError: There is none with this id.
+            IllegalMoveError: It has another number of profiles, or ended before it was sealed.
+        """
+        return self._rung(self.state_manager.close(batch_id, expect))
+
+    def amend(self, batch_id: str, profiles: Iterable[Any]) -> Amended:
+        """Give profiles that are not done other payloads, under their old keys: all of them, or none.
+
+        A batch that has ended begins a new pass over them and over whatever else is not done; what was tried before is
+        kept. One that waits takes them in its next turn.
+
+        Args:
+            batch_id: The batch.
+            profiles: As for `submit`. A profile that is done may be among them with the payload that it had.
+
+        Raises:
+            UnknownBatchError: There is none with this id.
+            IllegalMoveError: It runs, or all of it is done.
+            InvalidInputError: A key is not the batch's, or its profile is done.
+        """
+        return self._rung(amend(self.state_manager, batch_id, profiles, Limits.from_settings(self.settings)))
 
     def get(self, batch_id: str) -> Batch:
         """A handle on a batch that exists.
@@ -198,10 +271,32 @@ class QueueManager:
         """Move a waiting batch to `front`, `end`, or a place (1 is next); returns its position."""
         return self.state_manager.move(batch_id, place)
 
-    def prune(self, older_than_days: float | None = None, limit: int = 100) -> int:
-        """Delete batches that finished so many days ago, at most `limit` in this call; returns how many."""
+    def prune(
+        self,
+        older_than_days: float | None = None,
+        limit: int = 100,
+        *,
+        states: Iterable[BatchState | str] | None = None,
+        queue: str | None = None,
+        progress: Callable[[int, int], object] | None = None,
+    ) -> int:
+        """Delete batches that ended long ago, the oldest first, in bounded steps; what is waited for stays.
+
+        Args:
+            older_than_days: Since it ended; by default BATCHING_RETENTION_DAYS.
+            limit: Batches at most in this call.
+            states: Only those that ended so; None for all.
+            queue: Only this queue's.
+            progress: Called with the number of batches that are dealt with, and of how many.
+
+        Returns:
+            How many were deleted.
+
+        Raises:
+            InvalidInputError: A batch cannot have ended in one of the states.
+        """
         days = self.settings.retention_days if older_than_days is None else older_than_days
-        return self.state_manager.prune(days, limit)
+        return self.state_manager.prune(days, limit, states=states, queue=queue, progress=progress)
 
     def retry_callback(self, callback_id: str) -> None:
         """Let a dead callback be delivered again, at once and with all its attempts.

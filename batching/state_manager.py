@@ -12,8 +12,9 @@ from sqlalchemy.exc import IntegrityError
 from batching import faults
 from batching.brakes import Brakes
 from batching.database import is_unique_violation
-from batching.moves import batch as batch_moves
 from batching.moves import (
+    amending,
+    appending,
     braking,
     bulk,
     callbacks,
@@ -24,13 +25,15 @@ from batching.moves import (
     promotion,
     queue_order,
     rehearsal,
+    retention,
     rows,
     submission,
     sweep,
     turns,
     whole,
 )
-from batching.options import BatchReceipt
+from batching.moves import batch as batch_moves
+from batching.options import BatchReceipt, Difference
 from batching.policies import brakes_of
 
 if TYPE_CHECKING:
@@ -42,7 +45,7 @@ if TYPE_CHECKING:
     from batching.callbacks import Callback
     from batching.database import Database
     from batching.interfaces import ClaimResult, Dispatch, LeaderTerm, RunId, Settlement, SettleResult
-    from batching.options import BatchSpec, ProfileInput
+    from batching.options import Amended, BatchSpec, ProfileInput
     from batching.states import BatchState, StopTarget
 
 
@@ -77,7 +80,8 @@ class BatchStateManager:
     ) -> BatchReceipt:
         while True:
             try:
-                return BatchReceipt(self._write_whole(spec, chunk, announce), len(chunk), created=True)
+                made, count = self._write_whole(spec, chunk, announce), len(chunk)
+                return BatchReceipt(made, count, created=True, difference=Difference(count), open=not spec.sealed)
             except IntegrityError as error:
                 if not is_unique_violation(error):
                     raise
@@ -112,9 +116,34 @@ class BatchStateManager:
         with self._writing(connection) as writing:
             return loading.add_profiles(writing, batch_id, chunk)
 
-    def seal(self, batch_id: str, connection: Connection | None = None) -> int:
+    def seal(self, batch_id: str, connection: Connection | None = None, *, sealed: bool = True) -> int:
         with self._writing(connection) as writing:
-            return submission.seal(writing, batch_id)
+            return submission.seal(writing, batch_id, sealed=sealed)
+
+    def compare(
+        self, batch_id: str, chunk: Sequence[ProfileInput], first: int = 1, connection: Connection | None = None
+    ) -> Difference:
+        if connection is not None:
+            return appending.compare(connection, batch_id, chunk, first)
+        with self.database.read() as reading:
+            return appending.compare(reading, batch_id, chunk, first)
+
+    def append(
+        self, batch_id: str, chunk: Sequence[ProfileInput], first: int = 1, connection: Connection | None = None
+    ) -> Difference:
+        with self._writing(connection) as writing:
+            return appending.append(writing, batch_id, chunk, first)
+
+    def close(self, batch_id: str, expect: int | None = None) -> int:
+        with self.database.begin() as writing:
+            total = appending.seal(writing, batch_id, expect)
+        # As after a settlement: what was settled before is over with this commit; the sweep repeats it.
+        self.conclude([batch_id])
+        return total
+
+    def amend(self, batch_id: str, chunks: Iterable[Sequence[ProfileInput]]) -> Amended:
+        with self.database.begin() as writing:
+            return amending.amend(writing, batch_id, chunks)
 
     def abandon(self, batch_id: str) -> bool:
         with self.database.begin() as writing:
@@ -139,18 +168,41 @@ class BatchStateManager:
                 swept.append(batch_id)
         return swept
 
-    def prune(self, older_than_days: float, limit: int = 100, step: int = 5_000) -> int:
-        """Delete up to `limit` batches that finished so long ago, in bounded steps; returns how many."""
+    def prune(
+        self,
+        older_than_days: float,
+        limit: int = 100,
+        step: int = 5_000,
+        *,
+        states: Iterable[BatchState | str] | None = None,
+        queue: str | None = None,
+        progress: Callable[[int, int], object] | None = None,
+    ) -> int:
+        """Delete up to `limit` batches that are old enough, in bounded steps; returns how many.
+
+        One that is stopped on its way has lost nothing: what it was at is deleted by the sweep, and the next goes on.
+
+        Args:
+            older_than_days: Since they ended.
+            limit: Batches.
+            step: Profiles in one transaction.
+            states: Only those that ended so.
+            queue: Only this queue's.
+            progress: Told how many batches are gone, of how many.
+        """
+        wanted = retention.Stale.of(older_than_days, states, queue)
         with self.database.read() as reading:
-            old = sweep.finished_before(reading, older_than_days, limit)
+            old = retention.stale(reading, wanted, limit)
         pruned = 0
-        for batch_id in old:
+        for done, batch_id in enumerate(old, 1):
             with self.database.begin() as writing:
-                condemned = submission.condemn(writing, batch_id)
+                condemned = retention.condemn(writing, batch_id)
             if condemned:
                 faults.reach("delete.marked")
                 self._delete(batch_id, step)
                 pruned += 1
+            if progress is not None:
+                progress(done, len(old))
         return pruned
 
     def _delete(self, batch_id: str, step: int = 5_000, until: float = math.inf) -> bool:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import time
+from itertools import chain, islice
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from batching import faults
-from batching.errors import BatchingError, InvalidInputError
+from batching.errors import BatchingError, IllegalMoveError, InvalidInputError
 from batching.intake import Limits, Source, from_iterable
+from batching.moves.amending import STEP as AMEND_STEP
 from batching.moves.loading import LOADING_LEASE, DuplicateKeyError
+from batching.options import Difference, ProfileInput
 from batching.specification import check_spec
 
 if TYPE_CHECKING:
@@ -16,7 +21,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
-    from batching.options import BatchReceipt, BatchSpec, ProfileInput
+    from batching.options import Amended, BatchReceipt, BatchSpec
     from batching.state_manager import BatchStateManager
 
 #: Profiles and bytes of payload in one chunk: large enough for its commit to cost little, small enough for flat memory.
@@ -54,9 +59,84 @@ def submit(
     if spec.key is not None and not spec.replace_key:
         held = _patiently(state_manager, spec, lambda: state_manager.find_key(spec.queue, str(spec.key)))
         if held is not None:
-            return held
+            source = _as_source(profiles, limits)
+            offered = _reading(source, lambda: _offer(state_manager, held, _numbered(source)))
+            return _announced(offered, announce)
     source = _as_source(profiles, limits)
     return _reading(source, lambda: _write(state_manager, spec, source, announce))
+
+
+def append(state_manager: BatchStateManager, batch_id: str, profiles: Iterable[Any], limits: Limits) -> Difference:
+    """Append a stream to an open batch, in chunks: what it does not have yet, by key.
+
+    A stream that breaks off has appended what came before: append it again, and what is there is told as `same`.
+    """
+    source = _as_source(profiles, limits)
+    total = Difference()
+
+    def write() -> None:
+        nonlocal total
+        for first, chunk in _numbered(source):
+            total = total.plus(state_manager.append(batch_id, chunk, first))
+
+    _reading(source, write)
+    return total
+
+
+def amend(state_manager: BatchStateManager, batch_id: str, profiles: Iterable[Any], limits: Limits) -> Amended:
+    """Other payloads for profiles that are not done: all of the stream, or nothing of it.
+
+    It is read to its end before anything is locked: a slow one must not hold up a queue.
+
+    Raises:
+        InvalidInputError: There is nothing in it, or see `moves.amending.amend`.
+    """
+    source = _as_source(profiles, limits)
+    with TemporaryFile("w+", encoding="utf-8") as spool:
+        for profile in source:
+            spool.write(json.dumps(profile) + "\n")
+        if not source.count:
+            raise InvalidInputError(f"cannot amend batch {batch_id}: no profile was given")
+        spool.seek(0)
+        profiles_again = (ProfileInput(*json.loads(line)) for line in spool)
+        return state_manager.amend(batch_id, iter(lambda: list(islice(profiles_again, AMEND_STEP)), []))
+
+
+def _numbered(source: Source) -> Iterator[tuple[int, list[ProfileInput]]]:
+    """Chunks that are compared with what is there, gathered before anything is locked; with the number of the first."""
+    more = True
+    while more:
+        chunk = _Chunk(source, FIRST_PROFILES)
+        profiles = list(chunk)
+        if profiles:
+            yield source.count - len(profiles) + 1, profiles
+        more = not chunk.is_last
+
+
+def _offer(
+    state_manager: BatchStateManager,
+    receipt: BatchReceipt,
+    chunks: Iterable[tuple[int, list[ProfileInput]]],
+    connection: Connection | None = None,
+) -> BatchReceipt:
+    """Compare a stream with a batch that was there; one that is open takes what it does not have."""
+    is_open, found = receipt.open, Difference()
+    for first, chunk in chunks:
+        if is_open:
+            try:
+                found = found.plus(state_manager.append(receipt.id, chunk, first, connection))
+                continue
+            except IllegalMoveError:
+                is_open = False  # sealed, or over, meanwhile
+        found = found.plus(state_manager.compare(receipt.id, chunk, first, connection))
+    grown = found.new if receipt.open and is_open else 0
+    return receipt._replace(total=receipt.total + grown, difference=found)
+
+
+def _announced(receipt: BatchReceipt, announce: Callable[[], object] | None) -> BatchReceipt:
+    if announce is not None and receipt.open and receipt.difference.new:
+        announce()
+    return receipt
 
 
 def _write(
@@ -65,9 +145,12 @@ def _write(
     first = _Chunk(source, FIRST_PROFILES)
     profiles = list(first)
     if first.is_last:
-        return _patiently(state_manager, spec, lambda: state_manager.submit_whole(spec, profiles, announce))
-    receipt = _patiently(state_manager, spec, lambda: state_manager.create_batch(spec))
-    if not receipt.created:
+        receipt = _patiently(state_manager, spec, lambda: state_manager.submit_whole(spec, profiles, announce))
+    else:
+        receipt = _patiently(state_manager, spec, lambda: state_manager.create_batch(spec))
+    if not receipt.created:  # another was quicker, since the key was looked for
+        return _announced(_offer(state_manager, receipt, chain([(1, profiles)], _numbered(source))), announce)
+    if first.is_last:
         return receipt
     try:
         state_manager.add_profiles(receipt.id, profiles)
@@ -75,7 +158,8 @@ def _write(
         for chunk in _chunks(source):
             state_manager.add_profiles(receipt.id, chunk)
             faults.reach("submit.chunk")
-        sealed = receipt._replace(total=state_manager.seal(receipt.id))
+        total = state_manager.seal(receipt.id, sealed=spec.sealed)
+        sealed = receipt._replace(total=total, difference=Difference(total), open=not spec.sealed)
         faults.reach("submit.sealed")
     except BaseException:
         _clean_up(state_manager, receipt.id)
@@ -110,16 +194,18 @@ def submit_within(
                     f"cannot submit with the key {spec.key!r}: another producer is loading batch {receipt.id} with "
                     "this key; try again when it is done"
                 )
-            return receipt
+            source = _as_source(profiles, limits)
+            return _reading(source, lambda: _offer(state_manager, receipt, _numbered(source), connection))
         source = _as_source(profiles, limits)
 
         def write() -> int:
             for chunk in _chunks(source):
                 # Gathered first: the source may well read from this very connection.
                 state_manager.add_profiles(receipt.id, list(chunk), connection)
-            return state_manager.seal(receipt.id, connection)
+            return state_manager.seal(receipt.id, connection, sealed=spec.sealed)
 
-        return receipt._replace(total=_reading(source, write))
+        total = _reading(source, write)
+        return receipt._replace(total=total, difference=Difference(total), open=not spec.sealed)
 
 
 def _begin_in_earnest(connection: Connection) -> None:

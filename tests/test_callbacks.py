@@ -16,7 +16,7 @@ from batching.interfaces import Ending, Outcome
 from batching.models import callbacks, profiles
 from batching.moves import batch as batch_moves
 from batching.moves import callbacks as outbox
-from batching.moves import profile, submission
+from batching.moves import profile, retention
 from batching.options import BatchOptions
 from batching.policies import callback_delay
 from batching.states import BatchState, CallbackState, StopTarget
@@ -296,7 +296,7 @@ def test_a_batch_is_not_pruned_while_a_callback_waits(desk: Desk) -> None:
     assert desk.states.prune(2) == 1
     taken = take_one(desk)
     with desk.database.begin() as connection:
-        assert not submission.condemn(connection, waits)
+        assert not retention.condemn(connection, waits)
     assert desk.states.prune(2) == 0
     desk.states.callback_delivered(taken)
     assert desk.states.prune(2) == 1
@@ -309,7 +309,7 @@ def test_a_callback_of_a_batch_that_is_being_deleted_is_gone(desk: Desk) -> None
     taken = take_one(desk)
     desk.states.callback_failed(taken, "gone", None)
     with desk.database.begin() as connection:
-        assert submission.condemn(connection, batch_id)
+        assert retention.condemn(connection, batch_id)
     with pytest.raises(UnknownBatchError):
         desk.states.retry_callback(taken.id)
 

@@ -301,7 +301,7 @@ def test_submit_reads_a_file(run: Callable[..., Result], manager: QueueManager, 
     assert (view.options["max_attempts"], view.options["requeue"], view.options["failure_budget"]) == (7, "front", 0.5)
     assert [line.key for line in manager.statistics.results(sent["id"])] == ["a@x", "b@x"]
     again = document(run("submit", HANDLER, file, "--key", "n-1", "--queue", "night", "--json"))
-    assert again == {"id": sent["id"], "total": 2, "created": False}
+    assert again == {"id": sent["id"], "total": 2, "created": False, "new": 2, "same": 0, "changed": 0}
     forced = document(run("submit", HANDLER, file, "--key", "n-1", "--queue", "night", "--new", "--json"))
     assert forced["created"]
     assert forced["id"] != sent["id"]

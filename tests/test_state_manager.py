@@ -796,11 +796,11 @@ def test_prune_deletes_old_finished_batches_in_steps_and_nothing_else(desk: Desk
 
 
 def test_a_prune_that_is_killed_half_way_is_finished_by_the_sweep(desk: Desk) -> None:
-    from batching.moves import submission
+    from batching.moves import retention, submission
 
     old = desk.finish(BatchState.FAILED, 7)
     with desk.database.begin() as connection:
-        assert submission.condemn(connection, old)
+        assert retention.condemn(connection, old)
         assert submission.delete_some(connection, old, 3)
     with pytest.raises(UnknownBatchError):
         desk.states.retry(old)

@@ -137,7 +137,7 @@ def check_target(target: str | None) -> None:
 
 
 def write_lines(batch_id: str, statistics: Statistics, out: str | None, errors: str | None) -> dict[str, int]:
-    """Results (every profile) and errors (those that failed) as JSON lines, in one reading."""
+    """Results (every profile) and errors (those that failed, with their payloads) as JSON lines, in one reading."""
     written: dict[str, int] = {}
     with contextlib.ExitStack() as stack:
         targets = [
@@ -145,10 +145,13 @@ def write_lines(batch_id: str, statistics: Statistics, out: str | None, errors: 
             for target, wanted in ((out, None), (errors, ProfileState.FAILED))
             if target is not None
         ]
-        for result in statistics.results(batch_id) if targets else ():
+        for result in statistics.results(batch_id, payloads=errors is not None) if targets else ():
             for target, stream, wanted in targets:
                 if wanted is None or result.state is wanted:
-                    stream.write(json.dumps(result.as_json(), ensure_ascii=False) + "\n")
+                    document = result.as_json()
+                    if wanted is None:
+                        document.pop("payload", None)
+                    stream.write(json.dumps(document, ensure_ascii=False) + "\n")
                     written[target] = written.get(target, 0) + 1
         return {target: written.get(target, 0) for target, _, _ in targets}
 

@@ -15,6 +15,8 @@ from batching.settings import get_settings
 
 #: Where each verb is. A verb's module is imported when the verb is called, so that no verb waits for another's imports.
 VERBS: Final = {
+    "amend": "batching.cli.feeding:amend",
+    "append": "batching.cli.feeding:append",
     "callbacks": "batching.cli.telling:callbacks",
     "cancel": "batching.cli.steering:cancel",
     "db": "batching.cli.checking:db",
@@ -34,6 +36,7 @@ VERBS: Final = {
     "resume": "batching.cli.steering:resume",
     "retry": "batching.cli.steering:retry",
     "run": "batching.cli.one_shot:run",
+    "seal": "batching.cli.feeding:seal",
     "show": "batching.cli.reading:show",
     "submit": "batching.cli.submitting:submit",
     "up": "batching.cli.one_shot:up",

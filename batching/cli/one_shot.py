@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from batching import handlers as marks
+from batching.cli.feeding import told
 from batching.cli.following import LOOK, StopSignals, check_target, follow, summary, write_lines
 from batching.cli.submitting import parse_options
 from batching.database import Database
@@ -177,8 +178,8 @@ class OneShot:
             # Standard input can be read only once, so only now is it known to be empty.
             manager.cancel(batch.id, "there was no profile in it")
             self._refuse_if(empty=True)
-        told = "submitted" if batch.created else f"goes on: key {request.key!r} names it already, the file is not read"
-        click.echo(f"batch {batch.id} {told}: {batch.total:,} profiles", err=True)
+        goes_on = f"goes on: key {request.key!r} names it already, the file has {told(batch.difference)}"
+        click.echo(f"batch {batch.id} {'submitted' if batch.created else goes_on}: {batch.total:,} profiles", err=True)
         return batch
 
     def _look(self, manager: QueueManager, statistics: Statistics, batch_id: str) -> BatchView:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.text import Text
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from batching.statistics import AttemptView, BatchView, FailureGroup, HistoryEntry
 
 _STATES = [state.value for state in BatchState if state is not BatchState.LOADING]
+_ENDS = [state.value for state in ProfileState]
 _LABEL = 12
 
 
@@ -187,15 +188,21 @@ def _print_runs(runs: Sequence[AttemptView]) -> None:
     show_default=True,
     help="Of the output.",
 )
+@click.option("--state", "states", multiple=True, type=click.Choice(_ENDS), help="Only these profiles; repeatable.")
+@click.option("--payload", "payloads", is_flag=True, help="Also what was submitted: lines that `amend` takes.")
 @click.option("--json", "as_json", is_flag=True, help="Accepted for symmetry: JSONL is the default.")
 @click.pass_obj
-def results(access: Access, batch_id: str, *, format_: str, as_json: bool) -> None:
+def results(access: Access, /, batch_id: str, *, format_: str, as_json: bool, **given: Any) -> None:
     """Print every profile of a batch.
 
     Each line has key, state, attempts, result and error. In CSV, a cell that a spreadsheet could take for a formula has
     an apostrophe before it.
     """
-    lines = access.statistics.results(batch_id)
+    lines = access.statistics.results(batch_id, payloads=given["payloads"])
+    if given["states"]:
+        lines = (line for line in lines if line.state in given["states"])
+    if format_ == "csv" and given["payloads"]:
+        raise InvalidInputError("cannot print payloads as CSV: leave --payload or --format csv out")
     if format_ == "csv" and as_json:
         raise InvalidInputError("cannot print CSV as JSON: give --format csv or --json, not both")
     if format_ == "csv":

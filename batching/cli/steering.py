@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from batching.cli.output import json_flag, print_json
+from batching.states import TERMINAL_BATCH_STATES
 
 if TYPE_CHECKING:
     from batching.cli.access import Access
+
+
+_ENDED = sorted(state.value for state in TERMINAL_BATCH_STATES)
+
+
+class _Progress:
+    """How far a long verb is, on one line of the terminal that is written over."""
+
+    def __init__(self) -> None:
+        self._next = 0.0
+
+    def __call__(self, done: int, of: int) -> None:
+        if done == of or time.monotonic() >= self._next:
+            self._next = time.monotonic() + 0.2
+            click.echo(f"\r{done:,} of {of:,} batches", nl=done == of, err=True)
 
 
 def _report(access: Access, batch_id: str, done: str, *, as_json: bool) -> None:
@@ -127,15 +145,18 @@ def execute(access: Access, batch_id: str, *, as_json: bool) -> None:
     help="Batches that ended longer ago; by default BATCHING_RETENTION_DAYS.",
 )
 @click.option("--limit", type=click.IntRange(1), default=1000, show_default=True, help="Batches at most.")
+@click.option("--state", "states", multiple=True, type=click.Choice(_ENDED), help="Only what ended so; repeatable.")
+@click.option("--queue", metavar="NAME", help="Only this queue's.")
 @json_flag
 @click.pass_obj
-def prune(access: Access, older_than: float | None, limit: int, *, as_json: bool) -> None:
+def prune(access: Access, /, older_than: float | None, limit: int, *, as_json: bool, **given: Any) -> None:
     """Delete batches that ended long ago.
 
-    The oldest go first, with their profiles and results.
+    The oldest go first, with their profiles and results, in short steps; stopped on its way, it goes on the next time.
     """
     days = access.settings.retention_days if older_than is None else older_than
-    deleted = access.manager.prune(days, limit)
+    progress = _Progress() if sys.stderr.isatty() else None
+    deleted = access.manager.prune(days, limit, states=given["states"], queue=given["queue"], progress=progress)
     if as_json:
         print_json({"deleted": deleted})
     else:

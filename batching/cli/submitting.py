@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from batching.cli.feeding import told
 from batching.cli.output import json_flag, print_json
 from batching.cli.parameters import Moment, MomentOrSpan, Span, parse_properties, value_of
 from batching.cli.watching import exit_code, follow
@@ -97,6 +98,7 @@ def asked(given: dict[str, Any], file: str) -> Asked:
 @asked_options
 @click.option("--key-column", metavar="NAME", help="The column or field that holds a profile's key.")
 @click.option("--format", "format_", type=click.Choice(["csv", "tsv", "jsonl", "lines"]), help="Of the file.")
+@click.option("--open", "open_", is_flag=True, help="Leave it open: `append` adds to it until `seal`.")
 @click.option("--wait", is_flag=True, help="Wait until it ends; exit code 1 when it does not succeed.")
 @json_flag
 @click.pass_context
@@ -110,17 +112,17 @@ def submit(ctx: click.Context, /, handler: str, file: str, **given: Any) -> None
     wanted = asked(given, file)
     limits = Limits.from_settings(access.settings)
     with read_file(file, format=given["format_"], key_column=given["key_column"], limits=limits) as source:
-        if source.peek() is None:
+        if source.peek() is None and not given["open_"]:
             raise InvalidInputError(f"cannot submit {file}: there is no profile in it; nothing was submitted")
-        batch = access.manager.submit(handler, source, **wanted)
+        batch = access.manager.submit(handler, source, seal=not given["open_"], **wanted)
     if as_json:
-        print_json({"id": batch.id, "total": batch.total, "created": batch.created})
+        print_json({"id": batch.id, "total": batch.total, "created": batch.created, **batch.difference._asdict()})
     elif batch.created:
-        click.echo(f"submitted batch {batch.id} with {batch.total:,} {'profile' if batch.total == 1 else 'profiles'}")
+        done = "opened" if given["open_"] else "submitted"
+        click.echo(f"{done} batch {batch.id} with {batch.total:,} {'profile' if batch.total == 1 else 'profiles'}")
     else:
-        click.echo(
-            f"batch {batch.id} has the key {given['key']!r} already; nothing was submitted (--new forces another)"
-        )
+        then = "the new ones were appended" if batch.open else "nothing was submitted (--new forces another)"
+        click.echo(f"batch {batch.id} has the key {given['key']!r} already: {told(batch.difference)}; {then}")
     if given["wait"]:
         sys.stdout.flush()  # whoever reads the id need not wait
         ctx.exit(exit_code(follow(access.statistics, batch.id, to_stderr=as_json)))

@@ -143,7 +143,7 @@ def resume(connection: Connection, batch_id: str) -> BatchState:
     return BatchState.QUEUED
 
 
-def reopen(connection: Connection, batch_id: str, reason: str) -> int:
+def reopen(connection: Connection, batch_id: str, reason: str, verb: str = "retry") -> int:
     """A finished batch -> queued at the end of its queue, in a new pass over whatever is not done.
 
     Settles the race of two operators who retry at once: the second finds it queued, and is told so.
@@ -155,12 +155,12 @@ def reopen(connection: Connection, batch_id: str, reason: str) -> int:
     batch = lock_batch(connection, batch_id)
     if batch.state not in TERMINAL_BATCH_STATES:
         raise IllegalMoveError(
-            f"cannot retry batch {batch_id}: it is {batch.state}; only finished batches can be retried"
+            f"cannot {verb} batch {batch_id}: it is {batch.state}; only finished batches can be retried"
         )
     counts = counters.read(connection, batch_id)
     if not counts.failed + counts.cancelled + counts.expired:
         raise IllegalMoveError(
-            f"cannot retry batch {batch_id}: all of its {batch.total:,} profiles are done; submit a new batch to run "
+            f"cannot {verb} batch {batch_id}: all of its {batch.total:,} profiles are done; submit a new batch to run "
             "them again"
         )
     bulk.apply(connection, batch, BulkMove.REOPEN)
@@ -207,7 +207,11 @@ def wants_conclusion(batch: BatchRow, counts: Counts) -> bool:
         return counts.running == 0
     if batch.state is not BatchState.RUNNING:
         return False
-    return _is_settled(batch, counts) or (batch.options.fail_fast and budget.may_be_spent(batch, counts))
+    if _is_settled(batch, counts):
+        return True
+    # An open batch does not finish: when its last pass has failed, that is acted upon once it is sealed.
+    may_end = batch.sealed or batch.pass_number < batch.last_pass
+    return batch.options.fail_fast and may_end and budget.may_be_spent(batch, counts)
 
 
 def is_due(connection: Connection, batch: BatchRow, counts: Counts) -> bool:
@@ -306,7 +310,8 @@ def _requeue(connection: Connection, batch: BatchRow, reason: str) -> BatchState
 
 def _finish(connection: Connection, batch: BatchRow, state: BatchState, reason: str) -> BatchState:
     """-> a terminal state, exactly once, since terminal states have no way here; and whoever asked is told."""
-    move_batch(connection, batch, state, reason, target=None, finished_at=now(), not_before=null(), urgent=False)
+    ended = {"target": None, "finished_at": now(), "not_before": null(), "urgent": False}
+    move_batch(connection, batch, state, reason, sealed=True, **ended)  # an open one that was stopped takes no more
     callbacks.tell_finish(connection, batch, state, reason)
     counters.fold(connection, batch.id)
     return state

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 from sqlalchemy import func, select
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 def may_be_spent(batch: BatchRow, counts: Counts) -> bool:
     """Whether the pass may have failed, from the counters alone; for certain, unless there are budgets by class."""
-    return counts.aborts > 0 or counts.failed > least_allowed(batch.options, batch.total)
+    return counts.aborts > 0 or counts.failed > least_allowed(batch.options, _total(batch))
 
 
 def verdict(connection: Connection, batch: BatchRow, counts: Counts) -> str | None:
@@ -36,7 +37,7 @@ def verdict(connection: Connection, batch: BatchRow, counts: Counts) -> str | No
     if counts.aborts:
         return f"pass {batch.pass_number} failed: a handler raised FailBatch; {failed}"
     by_class = count_by_class(connection, batch.id) if batch.options.failure_budgets else {"": counts.failed}
-    spent = overspent(batch.options, batch.total, by_class)
+    spent = overspent(batch.options, _total(batch), by_class)
     if spent is None:
         return None
     failed = f"{spent.failed:,} {_profiles(spent.failed)} failed"
@@ -57,6 +58,11 @@ def count_by_class(connection: Connection, batch_id: str) -> dict[str, int]:
         .group_by(kind)
     )
     return {name or "": int(number) for name, number in rows}
+
+
+def _total(batch: BatchRow) -> int:
+    """What a ratio is one of: the sealed total. No number of failures is too large a share of what is still open."""
+    return batch.total if batch.sealed else sys.maxsize
 
 
 def _profiles(number: int) -> str:

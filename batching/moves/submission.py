@@ -11,7 +11,7 @@ from sqlalchemy.exc import IntegrityError
 from batching.database import JSONText, Timestamp, is_unique_violation, later, never, now
 from batching.errors import IllegalMoveError
 from batching.models import ACTIVE, attempts, batches, history, labels, profiles
-from batching.moves import callbacks, counters, queue_order
+from batching.moves import counters, queue_order
 from batching.moves.loading import LOADING_LEASE, LOADS
 from batching.options import BatchReceipt, BatchSpec
 from batching.specification import labels_of, moment_parameters
@@ -103,11 +103,14 @@ def write_labels(connection: Connection, batch_id: str, spec: BatchSpec) -> None
 def find_key(connection: Connection, queue: str, key: str) -> BatchReceipt | None:
     """The batch that holds a key; `created` is False, and `total` is -1 while it still loads."""
     row = connection.execute(
-        select(batches.c.id, batches.c.total, batches.c.state).where(batches.c.queue == queue, batches.c.key == key)
+        select(batches.c.id, batches.c.total, batches.c.state, batches.c.sealed).where(
+            batches.c.queue == queue, batches.c.key == key
+        )
     ).one_or_none()
     if row is None:
         return None
-    return BatchReceipt(row.id, -1 if row.state == BatchState.LOADING else row.total, created=False)
+    loads = row.state == BatchState.LOADING
+    return BatchReceipt(row.id, -1 if loads else row.total, created=False, open=not loads and not row.sealed)
 
 
 def release_key(connection: Connection, queue: str, key: str) -> None:
@@ -119,12 +122,17 @@ def release_key(connection: Connection, queue: str, key: str) -> None:
     )
 
 
-def seal(connection: Connection, batch_id: str) -> int:
+def seal(connection: Connection, batch_id: str, *, sealed: bool = True) -> int:
     """Loading -> queued at the end of its queue, with its counters; from this commit on everybody sees it.
 
     Settles the race with the sweep of abandoned batches: both are guarded by `loading` under the batch's lock. The
     queue's lock is not taken: the caller's own transaction may stay open for long, and every conclusion in the queue
     would wait for it. Two batches that are sealed at once may so get one position; their ids, made in order, decide.
+
+    Args:
+        connection: In a write transaction.
+        batch_id: The batch.
+        sealed: False leaves it open for more.
 
     Returns:
         The total number of profiles.
@@ -134,7 +142,7 @@ def seal(connection: Connection, batch_id: str) -> int:
     total = connection.scalar(
         update(batches)
         .where(batches.c.id == batch_id, LOADS)
-        .values(state=BatchState.QUEUED, sealed=True, position=position, loading_until=None, created_at=now())
+        .values(state=BatchState.QUEUED, sealed=sealed, position=position, loading_until=None, created_at=now())
         .returning(batches.c.total)
     )
     if total is None:
@@ -148,7 +156,7 @@ def seal(connection: Connection, batch_id: str) -> int:
             pass_number=1,
             position=position,
             generation=0,
-            reason="submitted",
+            reason="submitted" if sealed else "opened",
         )
     )
     return int(total)
@@ -169,22 +177,6 @@ def delete_some(connection: Connection, batch_id: str, limit: int) -> bool:
     for table in (attempts, profiles):
         connection.execute(delete(table).where(table.c.batch_id == batch_id, table.c.number < first + limit))
     return True
-
-
-def condemn(connection: Connection, batch_id: str) -> bool:
-    """Mark a finished batch for deletion: from this commit on it is gone for everybody; returns whether it was there.
-
-    Settles the race of a prune with a retry, of the batch or of one of its callbacks: whoever comes first. The lock
-    comes in a statement of its own, so that the next one sees what was committed before. A prune that is killed on its
-    way leaves a loading batch without a lease, which the sweep deletes.
-    """
-    connection.execute(select(batches.c.id).where(batches.c.id == batch_id).with_for_update(key_share=True))
-    changed = connection.execute(
-        update(batches)
-        .where(batches.c.id == batch_id, batches.c.finished_at.is_not(None), ~callbacks.waits_for(batches.c.id))
-        .values(state=BatchState.LOADING, finished_at=None, key=None, loading_until=None)
-    )
-    return changed.rowcount == 1
 
 
 def lapse(connection: Connection, batch_id: str, *, overdue_only: bool) -> bool:

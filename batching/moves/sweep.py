@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import Integer, case, func, literal, select, update
 
-from batching.database import age, later
+from batching.database import age
 from batching.interfaces import Claimed, Dispatch, Ending, Lane, LeaderTerm, Outcome, RunId, Terms
 from batching.models import batches, profiles, workers
-from batching.moves import callbacks, leadership
+from batching.moves import leadership
 from batching.moves.profile import as_dispatches, running_of, settle
 from batching.moves.rows import leads, read_batches
 from batching.moves.statements import AT_ONCE, DISPATCHED
@@ -205,21 +205,5 @@ def orphaned_workers(connection: Connection) -> list[str]:
                 profiles.c.worker_id.not_in(known),
             )
             .distinct()
-        )
-    )
-
-
-def finished_before(connection: Connection, days: float, limit: int) -> list[str]:
-    """Batches that finished so many days ago and have told everybody who asked, the oldest first."""
-    return list(
-        connection.scalars(
-            select(batches.c.id)
-            .where(
-                batches.c.finished_at.is_not(None),
-                batches.c.finished_at < later(literal(-days * 86_400.0)),
-                ~callbacks.waits_for(batches.c.id),
-            )
-            .order_by(batches.c.finished_at)
-            .limit(limit)
         )
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import func, select
@@ -35,8 +36,8 @@ class Page(NamedTuple):
     cursor: int | None
 
 
-def read_page(connection: Connection, batch_id: str, after: int, size: int) -> Page:
-    """Up to `size` profiles with a number above `after`.
+def read_page(connection: Connection, batch_id: str, after: int, size: int, *, payloads: bool = False) -> Page:
+    """Up to `size` profiles with a number above `after`, with their payloads or without.
 
     Raises:
         UnknownBatchError: The batch was deleted meanwhile.
@@ -46,13 +47,16 @@ def read_page(connection: Connection, batch_id: str, after: int, size: int) -> P
         raise UnknownBatchError(f"cannot go on reading batch {batch_id}: it was deleted meanwhile")
     moves = younger_moves(connection, batch_id)
     rows = connection.execute(
-        select(*(profiles.c[name] for name in _READ))
+        select(*(profiles.c[name] for name in (*_READ, *(["payload"] if payloads else []))))
         .where(profiles.c.batch_id == batch_id, profiles.c.number > after)
         .order_by(profiles.c.number)
         .limit(size)
     ).all()
     cursor = rows[-1].number if len(rows) == size else None
-    return Page([as_result(row, moves, present) for row in rows], cursor)
+    lines = [as_result(row, moves, present) for row in rows]
+    if payloads:
+        lines = [replace(line, payload=json.loads(row.payload)) for line, row in zip(lines, rows, strict=True)]
+    return Page(lines, cursor)
 
 
 def as_result(row: Any, moves: Mapping[int, BulkMove], pass_number: int) -> ResultLine:

@@ -108,28 +108,32 @@ class Statistics:
         with self._database.read() as connection:
             return line.place_in_line(connection, lookup.resolve(connection, batch_id))
 
-    def results(self, batch_id: str) -> Iterator[ResultLine]:
+    def results(self, batch_id: str, *, payloads: bool = False) -> Iterator[ResultLine]:
         """Every profile with its state and result, in the order of submission, streamed in constant memory.
 
         Each page is a snapshot of its own: one transaction held open at the pace of a slow reader would be ended by
         the server, and would keep dead rows from being cleaned. For a finished batch all pages agree.
 
+        Args:
+            batch_id: The batch.
+            payloads: Also what was submitted.
+
         Raises:
             UnknownBatchError: There is no batch with this id, or it was deleted meanwhile.
         """
         found = self.resolve(batch_id)
-        return self._stream(found)
+        return self._stream(found, payloads)
 
-    def _stream(self, batch_id: str) -> Iterator[ResultLine]:
+    def _stream(self, batch_id: str, payloads: bool) -> Iterator[ResultLine]:
         after: int | None = 0
         while after is not None:
-            page = self._page(batch_id, after)
+            page = self._page(batch_id, after, payloads)
             yield from page.lines
             after = page.cursor
 
-    def _page(self, batch_id: str, after: int) -> Page:
+    def _page(self, batch_id: str, after: int, payloads: bool) -> Page:
         with self._database.read() as connection:
-            return read_page(connection, batch_id, after, _PAGE_ROWS)
+            return read_page(connection, batch_id, after, _PAGE_ROWS, payloads=payloads)
 
     def failures(self, batch_id: str) -> list[FailureGroup]:
         """Profiles that failed in the batch's present pass, by fingerprint, the largest group first.

@@ -124,6 +124,15 @@ class ResultLine(_AsJSON):
     """The decoded JSON that the handler returned; None unless it succeeded."""
     error: dict[str, str] | None
     """`type`, `message` and `fingerprint` of what ended it; None when nothing went wrong."""
+    payload: Any = ...
+    """The decoded JSON that was submitted or amended; left out when nobody asked for it."""
+
+    def as_json(self) -> dict[str, Any]:
+        """As a JSON object; `payload` is in it when it was asked for."""
+        document = _AsJSON.as_json(self)
+        if document["payload"] is ...:
+            del document["payload"]
+        return document
 
 
 @dataclass(frozen=True, slots=True)
