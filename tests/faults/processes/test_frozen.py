@@ -1,0 +1,130 @@
+"""Workers that stop for a while, and clocks that are wrong: what comes too late changes nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import pytest
+from sqlalchemy import func, select
+
+from batching.models import profiles
+from tests.support import eventually
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.faults.processes.scene import Scene
+
+GATED = {"gate": "gate"}
+
+
+def test_a_worker_that_is_stopped_pops_and_dies(scene: Scene) -> None:
+    # Given a manager, and an idle worker that is stopped while it waits for messages
+    scene.manager()
+    worker = scene.worker(BATCHING_MANAGER="false")
+    scene.finished(scene.submit("work", 5))
+    os.kill(worker.pid, signal.SIGSTOP)
+    # When messages are published: the broker hands some to its socket, and nobody else has them
+    batch = scene.submit("work", 50)
+    client: Any = scene.publisher.client
+
+    def popped() -> None:
+        with scene.database.read() as reading:
+            dispatched = reading.scalar(select(func.count()).where(profiles.c.state == "dispatched"))
+        waiting = sum(client.llen(key) for key in client.scan_iter(f"{scene.prefix}lane:*"))
+        assert dispatched > waiting, f"{dispatched} dispatched, {waiting} in the broker"
+
+    eventually(popped)
+    # And it is killed
+    worker.kill()
+    # Then another one gets all of them
+    scene.worker(BATCHING_MANAGER="false")
+    assert scene.finished(batch).succeeded == 50
+    assert scene.endings(batch) == {}
+    scene.verdict(again=(), late=False)
+
+
+@pytest.mark.parametrize("engine", ["postgresql", "sqlite"])
+def test_a_worker_that_is_frozen_beyond_its_lease_comes_late(scene: Scene) -> None:
+    # Given a worker that runs two profiles, and another one with a manager
+    scene.manager()
+    first = scene.worker(BATCHING_MANAGER="false")
+    batch = scene.submit("work", {"a": GATED, "b": GATED})
+    scene.began("a", "b")
+    victims = [psutil.Process(pid) for pid in (first.pid, *first.children)]
+    scene.worker(BATCHING_MANAGER="false")
+    # When the first is frozen until its runs are somebody else's, and goes on then
+    for victim in victims:
+        victim.suspend()
+    scene.began("a", "b", times=2)
+    for victim in victims:
+        victim.resume()
+    eventually(lambda: "was declared dead" in first.logs(), 30)
+    scene.open()
+    # Then each profile is settled once, by the later run; the earlier outcomes are counted, and change nothing
+    assert scene.finished(batch).succeeded == 2
+    assert {row.run for row in scene.rows(batch).values()} == {2}
+    eventually(lambda: batch.progress().late == 2)
+    found = scene.verdict(again={"lost"})
+    assert (found.executed, found.late, found.repeated) == (4, 2, {"lost": 2})
+    # And it works on, under a new identity
+    assert scene.finished(scene.submit("work", 50)).succeeded == 50
+    assert first.status == "running"
+
+
+#: Imported by Python itself at its start: all that asks for the time of day gets another one.
+SHIFTED = """
+import datetime, os, time
+shift = float(os.environ["CLOCK_SHIFT"])
+real = time.time
+time.time = lambda: real() + shift
+class datetime_(datetime.datetime):
+    @classmethod
+    def now(cls, tz=None):
+        return datetime.datetime.fromtimestamp(time.time(), tz)
+    @classmethod
+    def utcnow(cls):
+        return datetime.datetime.fromtimestamp(time.time(), datetime.timezone.utc).replace(tzinfo=None)
+datetime.datetime = datetime_
+"""
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("who", ["worker", "manager"])
+@pytest.mark.parametrize("hours", [1, -1])
+def test_a_clock_that_is_an_hour_off(scene: Scene, tmp_path: Path, who: str, hours: int) -> None:
+    """Of a worker, or of a manager: the database's clock is the only one that counts."""
+    # Given one process whose clock is wrong
+    site = tmp_path / "shifted"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(SHIFTED)
+    wrong = {
+        "PYTHONPATH": os.pathsep.join([str(site), str(psutil.Process().cwd())]),
+        "CLOCK_SHIFT": str(hours * 3600),
+    }
+    if who == "manager":
+        scene.settings = {**scene.settings, **wrong}
+        scene.manager()
+        scene.settings = {name: value for name, value in scene.settings.items() if name not in wrong}
+        scene.worker(BATCHING_MANAGER="false")
+    else:
+        scene.manager()
+        scene.worker(BATCHING_MANAGER="false")
+        scene.worker(ready=True, BATCHING_MANAGER="false", **wrong)
+    # When work is done, some of it in a second attempt after a delay
+    batch = scene.submit("odd", {f"r{number}": ["retry", "return"] for number in range(20)}, scene_options())
+    quick = scene.submit("work", 200)
+    # Then nothing of it is lost, doubled or late
+    assert scene.finished(batch).succeeded == 20
+    assert scene.finished(quick).succeeded == 200
+    assert all("lost" not in how for how in scene.endings(quick).values())
+    scene.verdict(again={"retried"}, late=False)
+
+
+def scene_options() -> Any:
+    from batching import BatchOptions
+
+    return BatchOptions(max_attempts=3, max_passes=1)
