@@ -30,6 +30,10 @@ class InvalidInputError(BatchingError):
     """A batch, a profile or a file of profiles is not acceptable; nothing of it was kept."""
 
 
+class PayloadError(BatchingError):
+    """A payload is not what its handler takes; the profile fails."""
+
+
 class UnknownBatchError(BatchingError):
     """No batch has this id."""
 

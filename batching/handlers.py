@@ -11,13 +11,16 @@ import sys
 import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, Generic, overload
+
+from typing_extensions import TypeVar
 
 from batching.errors import ConfigurationError, HandlerImportError, UnknownHandlerError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
+Payload = TypeVar("Payload", default=Any)
 _Function = TypeVar("_Function", bound="Callable[[Profile], Any]")
 
 #: Names end up in Redis keys, Flower and metrics: no spaces, no separators of ours.
@@ -25,13 +28,13 @@ HANDLER_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,199}")
 
 
 @dataclass(frozen=True, slots=True)
-class Profile:
-    """What a handler gets: one unit of work."""
+class Profile(Generic[Payload]):
+    """What a handler gets: one unit of work. `Profile[Model]` names the type of its payload; a bare one takes any."""
 
     key: str
     """Unique in its batch; chosen by the producer."""
-    payload: Any
-    """The JSON value that the producer submitted."""
+    payload: Payload
+    """The JSON value that the producer submitted; an instance of the handler's type, when it names one."""
     batch_id: str
     attempt: int
     """Tries of this profile in this pass, counted from 1."""
@@ -50,6 +53,8 @@ class Handler:
     name: str
     function: Callable[[Profile], Any]
     options: Mapping[str, Any] = field(default_factory=dict)
+    payload: Any = None
+    """The type of its payloads; None: what its hint `Profile[…]` names, if anything. See `schemas`."""
 
 
 _registry: dict[str, Handler] = {}
@@ -58,13 +63,17 @@ _registry: dict[str, Handler] = {}
 @overload
 def profile_handler(function: _Function, /) -> _Function: ...
 @overload
-def profile_handler(*, name: str | None = None, **options: Any) -> Callable[[_Function], _Function]: ...
-def profile_handler(function: Any = None, /, *, name: str | None = None, **options: Any) -> Any:
+def profile_handler(
+    *, name: str | None = None, payload: Any = None, **options: Any
+) -> Callable[[_Function], _Function]: ...
+def profile_handler(function: Any = None, /, *, name: str | None = None, payload: Any = None, **options: Any) -> Any:
     """Mark a function as the handler of profiles.
 
     Args:
         function: Takes a `Profile`, returns the profile's result (anything that JSON can express).
         name: What producers submit to; by default `<module>.<function>`.
+        payload: The type of its payloads, anything that pydantic knows; by default what its hint `Profile[…]` names.
+            Workers parse payloads as it and advertise its JSON schema, which a preflight checks against.
         **options: Options of the Celery task, as `soft_time_limit=30` (seconds).
 
     Raises:
@@ -73,7 +82,7 @@ def profile_handler(function: Any = None, /, *, name: str | None = None, **optio
 
     def mark(function: Any) -> Any:
         chosen = name or f"{function.__module__}.{function.__qualname__}"
-        register(Handler(chosen, function, dict(options)))
+        register(Handler(chosen, function, dict(options), payload))
         return function
 
     return mark if function is None else mark(function)

@@ -6,7 +6,7 @@ import os
 import sys
 from array import array
 from bisect import bisect_right
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, Self
 
@@ -48,6 +48,8 @@ class Source(Iterator[ProfileInput]):
         self._owned = owned
         self._positions = Positions()
         self._held: ProfileInput | None = None
+        self.inspect: Callable[[ProfileInput, str], None] | None = None
+        """Called with each profile and where it came from; refuses it by raising."""
         self.count = 0
         """Profiles read so far: the number of the latest one, be it only peeked at."""
 
@@ -60,11 +62,13 @@ class Source(Iterator[ProfileInput]):
             return profile
         try:
             position, profile = next(self._entries)
+            self.count += 1
+            self._positions.note(self.count, position)
+            if self.inspect is not None:
+                self.inspect(profile, self.describe(self.count))
         except BaseException:
             self.close()
             raise
-        self.count += 1
-        self._positions.note(self.count, position)
         return profile
 
     def peek(self) -> ProfileInput | None:

@@ -384,6 +384,15 @@ workers = Table(
     Column("heartbeat_at", Timestamp, nullable=False, server_default=now()),
 )
 
+#: What payloads a handler takes, as its workers advertise it, for producers that do not have its code.
+handler_schemas = Table(
+    "handler_schemas",
+    metadata,
+    Column("handler", String(255), primary_key=True),
+    Column("schema", JSONText, nullable=False),
+    Column("advertised_at", Timestamp, nullable=False, server_default=now()),
+)
+
 #: The right to lead, one row per name; `epoch` grows with every change of hands and stands in the leader's writes.
 leases = Table(
     "leases",
@@ -417,6 +426,7 @@ __all__ = [
     "bulk_moves",
     "callbacks",
     "counters",
+    "handler_schemas",
     "history",
     "labels",
     "leases",

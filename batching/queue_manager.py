@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 from sqlalchemy import Connection
 
+from batching import preflight
 from batching.broker import Doorbell
 from batching.database import Database
 from batching.errors import BrokerUnavailableError, ConfigurationError
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from batching.options import Amended, Difference
+    from batching.preflight import Preflight
     from batching.statistics import BatchView, ResultLine
 
 _Result = TypeVar("_Result")
@@ -156,6 +158,7 @@ class QueueManager:
         *,
         session: Session | Connection | None = None,
         seal: bool = True,
+        check: bool = False,
         **asked: Unpack[Asked],
     ) -> Batch:
         """Record a batch and put it in line. Streams: nothing but a chunk is held in memory.
@@ -167,6 +170,8 @@ class QueueManager:
             session: A SQLAlchemy session or connection: the batch is written in its transaction, and exists if and
                 only if that commits.
             seal: False leaves the batch open: `append` adds to it while it waits and runs, until `seal`.
+            check: Refuse what a preflight would: payloads that the handler does not take (checked while they stream;
+                nothing of the batch is left), and a handler that no live worker serves. See also `preflight`.
             **asked: `name`, `key`, `queue`, `priority`, `group`, `options`, `new`, `start_at`, `deadline`, `tags`,
                 `properties`: see `options.Asked`.
 
@@ -177,6 +182,8 @@ class QueueManager:
         """
         spec = BatchSpec.of(handler, asked, sealed=seal)
         limits = Limits.from_settings(self.settings)
+        if check:
+            profiles = preflight.checked(self.database, spec, profiles, limits, self.settings.worker_lease)
         if session is None:
             announce = None if self._doorbell is None else self.ring
             receipt = submit(self.state_manager, spec, profiles, limits, announce)
@@ -184,6 +191,20 @@ class QueueManager:
             connection = session if isinstance(session, Connection) else session.connection()
             receipt = submit_within(self.state_manager, spec, profiles, limits, connection)
         return Batch(self, receipt)
+
+    def preflight(self, handler: str, profiles: Iterable[Any], **asked: Unpack[Asked]) -> Preflight:
+        """What would become of a submission, without writing any of it: a dry run. Reads all of `profiles`.
+
+        Args:
+            handler: As for `submit`.
+            profiles: As for `submit`.
+            **asked: As for `submit`.
+
+        Returns:
+            Whether payloads fit the handler's schema and the limits, who serves it, and how long it may take.
+        """
+        spec, limits = BatchSpec.of(handler, asked), Limits.from_settings(self.settings)
+        return preflight.examine(self.database, spec, profiles, limits, self.settings.worker_lease)
 
     def open(self, handler: str, *, session: Session | Connection | None = None, **asked: Unpack[Asked]) -> Batch:
         """Make an open batch without profiles; the same `key` again is the same batch. See `submit`."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from batching.moves import leadership, profile, rehearsal, rows, sweep
+from batching.moves import advertising, leadership, profile, rehearsal, rows, sweep
+from batching.schemas import advertised
 from batching.states import BatchState
 
 if TYPE_CHECKING:
@@ -29,9 +30,12 @@ class WorkerRegistry:
                 rehearsal.rehearse_claims(direct, worker_id)
 
     def register(self, info: WorkerInfo) -> None:
-        """Announce a worker under its fresh id."""
+        """Announce a worker under its fresh id, and what its handlers take."""
+        schemas = advertised(info.handlers)
         with self._database.begin() as writing:
             leadership.register(writing, info)
+            if schemas:
+                advertising.advertise(writing, schemas)
 
     def beat(self, worker_id: str, *, draining: bool = False) -> bool:
         """Show a sign of life; False: this worker was declared dead and must register again under a new id."""

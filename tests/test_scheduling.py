@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -13,15 +14,19 @@ from sqlalchemy.orm import Session
 from batching.database import later
 from batching.errors import InvalidInputError
 from batching.models import batches
+from batching.moves import profile
 from batching.outlook import look
 from batching.queue_manager import QueueManager
 from batching.states import BatchState, ProfileState
-from tests.accounting import DONE, FAILED, HANDLER, Desk, assert_accounted, effective_states, plant_batch
+from tests.accounting import DONE, FAILED, HANDLER, Desk, assert_accounted, effective_states, end, plant_batch
+from tests.support import eventually
+from tests.test_races import waits_for_lock
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from batching.database import Database
+    from batching.interfaces import Outcome
 
 
 @pytest.fixture
@@ -185,6 +190,27 @@ def test_what_was_settled_in_time_succeeds_whoever_comes_first(desk: Desk) -> No
     assert expire(desk) == [batch_id]
     assert desk.state(batch_id) is BatchState.SUCCEEDED
     assert desk.states.conclude([batch_id]) == []
+
+
+@pytest.mark.parametrize("outcome", [DONE, FAILED], ids=["done", "failed"])
+def test_the_last_one_settles_while_the_deadline_comes(desk: Desk, outcome: Outcome) -> None:
+    """On PostgreSQL the stop waits for the settlement's ticket, and counts what it moved."""
+    batch_id = desk.start(2)
+    desk.settle(desk.claim(batch_id, 1))
+    [last] = desk.claim(batch_id)
+    overdue(desk.database, batch_id)
+    with ThreadPoolExecutor(1) as pool:
+        with desk.database.begin() as one:
+            profile.settle(one, desk.worker, desk.worker, [end(last, outcome)])
+            expiring = pool.submit(desk.states.expire, batch_id)
+            eventually(lambda: waits_for_lock(desk.database))
+        assert expiring.result()
+    expire(desk)  # where the settlement came first, its failed pass went to the end of the queue; the next tick ends it
+    assert desk.state(batch_id) is (BatchState.SUCCEEDED if outcome is DONE else BatchState.EXPIRED)
+    assert desk.states.conclude([batch_id]) == []
+    counts = assert_accounted(desk.database, batch_id)
+    assert counts.unsettled == 0
+    assert outcome is FAILED or counts.expired == 0
 
 
 def test_a_cancel_is_stronger_than_a_deadline(desk: Desk) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from batching.errors import ConfigurationError
+from batching.schemas import parsing
 from workers.tracing import perform
 
 if TYPE_CHECKING:
@@ -79,11 +81,21 @@ def _bound(app: Celery, handler: Handler) -> Any:
         "max_retries": 0,
         "batching_handler": handler.name,
     }
-    return app.task(**options)(_body(handler.name, handler.function))
+    return app.task(**options)(_body(handler))
 
 
-def _body(name: str, function: Callable[[Profile], Any]) -> Callable[..., Any]:
-    run = partial(perform, name, function)
+def _parsed(handler: Handler) -> Callable[[Profile], Any]:
+    """The handler's function, with payloads of the type that it names; itself, when it names none."""
+    function, parse = handler.function, parsing(handler)
+    if parse is None:
+        return function
+    # Read now, in the main process: children find it ready.
+    return lambda profile: function(replace(profile, payload=parse(profile.payload)))
+
+
+def _body(handler: Handler) -> Callable[..., Any]:
+    function = handler.function
+    run = partial(perform, handler.name, _parsed(handler))
 
     def body(**ids: Any) -> Any:
         del ids  # they name the run for people; what runs is what was claimed

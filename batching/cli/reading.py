@@ -21,10 +21,12 @@ from batching.cli.output import (
     table,
     when,
 )
+from batching.cli.parameters import MomentOrSpan, parse_properties
 from batching.cli.spreadsheet import write_csv
 from batching.errors import InvalidInputError
 from batching.options import BatchOptions
 from batching.states import BatchState, ProfileState
+from batching.statistics.search import Search
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,22 +45,40 @@ _LABEL = 12
 @click.option("--queue", metavar="NAME", help="Only this queue's.")
 @click.option("--state", "states", multiple=True, type=click.Choice(_STATES), help="Only these states; repeatable.")
 @click.option("--limit", type=click.IntRange(1, 10_000), default=100, show_default=True, help="Batches at most.")
+@click.option("--handler", metavar="NAME", help="Search: this handler's.")
+@click.option("--key", metavar="TEXT", help="Search: with this key.")
+@click.option("--name", metavar="TEXT", help="Search: with this in their name.")
+@click.option("--tag", "tags", multiple=True, metavar="TEXT", help="Search: with this tag; repeatable: with all.")
+@click.option("--property", "pairs", multiple=True, metavar="NAME=VALUE", help="Search: with it; repeatable: with all.")
+@click.option("--since", type=MomentOrSpan(), metavar="WHEN", help="Search: made since then, or since so long, as 2h.")
+@click.option("--until", type=MomentOrSpan(), metavar="WHEN", help="Search: made before.")
+@click.option("--after", metavar="ID", help="Search: go on after this batch, the last of a page.")
 @json_flag
 @click.pass_obj
-def list_batches(access: Access, queue: str | None, states: Sequence[str], limit: int, *, as_json: bool) -> None:
+def list_batches(
+    access: Access, /, queue: str | None, states: Sequence[str], limit: int, *, as_json: bool, **given: Any
+) -> None:
     """List batches.
 
-    Running ones come first, then the line in its order, then what ended last.
+    Running ones come first, then the line in its order, then what ended last. A search lists the newest first.
     """
-    chosen = [BatchState(state) for state in states] or None
-    views = access.statistics.batches(queue, chosen, limit)
+    searches = any(value not in {None, ()} for value in given.values())
+    if searches:
+        wanted = Search(queue, tuple(states), limit=limit, properties=parse_properties(given.pop("pairs")), **given)
+        views = access.statistics.search(wanted)
+    else:
+        views = access.statistics.batches(queue, [BatchState(state) for state in states] or None, limit)
     if as_json:
         print_json([view.as_json() for view in views])
         return
-    if not views:
+    if searches and len(views) == limit:
+        click.echo(f"# there may be more: --after {views[-1].id}", err=True)
+    if not views and searches:
+        click.echo("no batch was found", err=True)
+    elif not views:
         click.echo("there are no batches to list; `batching submit HANDLER FILE` makes one", err=True)
-        return
-    _print_list(views)
+    else:
+        _print_list(views)
 
 
 def _print_list(views: Sequence[BatchView]) -> None:

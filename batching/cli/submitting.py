@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from batching.cli.feeding import told
-from batching.cli.output import json_flag, print_json
+from batching.cli.output import duration, json_flag, print_json, safe
 from batching.cli.parameters import Moment, MomentOrSpan, Span, parse_properties, value_of
 from batching.cli.watching import exit_code, follow
 from batching.encoding import Limits
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from batching.cli.access import Access
+    from batching.preflight import Preflight
 
 
 def parse_options(pairs: Sequence[str]) -> BatchOptions:
@@ -99,6 +100,8 @@ def asked(given: dict[str, Any], file: str) -> Asked:
 @click.option("--key-column", metavar="NAME", help="The column or field that holds a profile's key.")
 @click.option("--format", "format_", type=click.Choice(["csv", "tsv", "jsonl", "lines"]), help="Of the file.")
 @click.option("--open", "open_", is_flag=True, help="Leave it open: `append` adds to it until `seal`.")
+@click.option("--dry-run", is_flag=True, help="Only check and estimate; exit code 1 when there is a problem.")
+@click.option("--check", is_flag=True, help="Refuse payloads that the handler does not take, and one nobody serves.")
 @click.option("--wait", is_flag=True, help="Wait until it ends; exit code 1 when it does not succeed.")
 @json_flag
 @click.pass_context
@@ -114,7 +117,9 @@ def submit(ctx: click.Context, /, handler: str, file: str, **given: Any) -> None
     with read_file(file, format=given["format_"], key_column=given["key_column"], limits=limits) as source:
         if source.peek() is None and not given["open_"]:
             raise InvalidInputError(f"cannot submit {file}: there is no profile in it; nothing was submitted")
-        batch = access.manager.submit(handler, source, seal=not given["open_"], **wanted)
+        if given["dry_run"]:
+            ctx.exit(_report(access.manager.preflight(handler, source, **wanted), as_json=as_json))
+        batch = access.manager.submit(handler, source, seal=not given["open_"], check=given["check"], **wanted)
     if as_json:
         print_json({"id": batch.id, "total": batch.total, "created": batch.created, **batch.difference._asdict()})
     elif batch.created:
@@ -126,3 +131,25 @@ def submit(ctx: click.Context, /, handler: str, file: str, **given: Any) -> None
     if given["wait"]:
         sys.stdout.flush()  # whoever reads the id need not wait
         ctx.exit(exit_code(follow(access.statistics, batch.id, to_stderr=as_json)))
+
+
+def _report(found: Preflight, *, as_json: bool) -> int:
+    """Print what a preflight found; the exit code that goes with it."""
+    if as_json:
+        print_json(found.as_json())
+        return 0 if found.ok else 1
+    left = "unknown" if found.estimated_seconds is None else duration(found.estimated_seconds)
+    lines = {
+        "profiles": f"{found.profiles:,}, {found.bytes:,} bytes of payload",
+        "payloads": found.checked_by,
+        "workers": f"{found.workers:,} live, {found.slots:,} slots",
+        "estimate": f"{left} ({found.basis})",
+        "key": "" if found.batch_id is None else f"names batch {found.batch_id}: they would be compared with it",
+    }
+    for label, value in lines.items():
+        if value:
+            click.echo(f"{label:<10}{safe(value)}")
+    for problem in found.problems:
+        click.echo(f"problem   {safe(problem)}")
+    click.echo("nothing was submitted; " + ("it may be" if found.ok else "mend the problems first"))
+    return 0 if found.ok else 1

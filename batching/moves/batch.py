@@ -264,12 +264,13 @@ def _reach_target(connection: Connection, batch: BatchRow, reason: str) -> Batch
     if counts.running:
         return BatchState.STOPPING
     target, why = batch.target, reason or _stored_reason(connection, batch.id)
-    if target is StopTarget.PAUSED and batch.sealed and counts.unsettled == 0:
-        # The last profiles settled while the pause was on its way: nothing is left to pause.
+    if target in {StopTarget.PAUSED, StopTarget.EXPIRED} and _is_settled(batch, counts) and not counts.expired:
+        # The last profiles settled while the stop was on its way: nothing is left to pause, or has expired.
         failure = budget.verdict(connection, batch, counts)
         if failure is None:
             return _finish(connection, batch, BatchState.SUCCEEDED, "")
-        target, why = _after_failed_pass(batch), failure
+        if target is StopTarget.PAUSED:
+            target, why = _after_failed_pass(batch), failure
     match target:
         case StopTarget.PAUSED:
             move_batch(connection, batch, BatchState.PAUSED, why, target=None)

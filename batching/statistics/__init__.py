@@ -1,6 +1,7 @@
 """Every read for people: counts, place in line, rate, ETA, and why a batch does not move. No writes."""
 
 from batching.statistics.reader import Statistics
+from batching.statistics.search import Search
 from batching.statistics.views import (
     AttemptView,
     BatchView,
@@ -20,6 +21,7 @@ __all__ = [
     "HistoryEntry",
     "QueueView",
     "ResultLine",
+    "Search",
     "Statistics",
     "WorkerView",
 ]

@@ -40,7 +40,7 @@ class _Around(NamedTuple):
 
 
 def read_views(
-    connection: Connection, condition: ColumnElement[bool], limit: int | None, lease: float
+    connection: Connection, condition: ColumnElement[bool], limit: int | None, lease: float, *, newest: bool = False
 ) -> list[BatchView]:
     """The batches that meet a condition, running ones first, then the line in its order, then the latest finished.
 
@@ -49,13 +49,18 @@ def read_views(
         condition: On the table of batches; batches that are still loading never show.
         limit: Batches at most; None for all, in no order.
         lease: Seconds; see `line.read_workers`.
+        newest: In the order in which they were made instead, the last one first.
     """
     chosen = (
         select(batches, queues.c.paused.label("queue_paused"), rates.c.per_second)
         .select_from(batches.join(queues, queues.c.name == batches.c.queue).outerjoin(rates, line.fresh_rate()))
         .where(batches.c.state != BatchState.LOADING.value, condition)
     )
-    rows = connection.execute(chosen if limit is None else _in_order(chosen).limit(limit)).all()
+    if newest:  # ids are made in order (UUIDv7, RFC 9562)
+        chosen = chosen.order_by(batches.c.id.desc()).limit(limit)
+    elif limit is not None:
+        chosen = _in_order(chosen).limit(limit)
+    rows = connection.execute(chosen).all()
     around = _read_around(connection, rows, lease)
     return [_as_view(row, around) for row in rows]
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from batching.settings import Settings
     from batching.states import CallbackState
     from batching.statistics.profile_reads import Page
+    from batching.statistics.search import Search
     from batching.statistics.views import (
         AttemptView,
         BatchView,
@@ -88,6 +89,15 @@ class Statistics:
             conditions.append(batches.c.state.in_([BatchState(state).value for state in states]))
         with self._database.read() as connection:
             return read_views(connection, and_(*conditions), limit, self._lease)
+
+    def search(self, wanted: Search) -> list[BatchView]:
+        """The batches that were meant, the newest first; the next page begins `after` the last of them.
+
+        Raises:
+            InvalidInputError: Nothing can be searched for in these words.
+        """
+        with self._database.read() as connection:
+            return read_views(connection, wanted.condition(), wanted.limit, self._lease, newest=True)
 
     def counts(self, batch_id: str) -> Counts:
         """The exact counts of a batch's profiles by effective state.
