@@ -100,6 +100,8 @@ batches = Table(
     Column("pass_number", Integer, nullable=False, server_default=text("1")),
     # The pass in which automatic passes end; `retry` raises it.
     Column("last_pass", Integer, nullable=False, server_default=text("1")),
+    # This pass runs only what a person chose; what else has failed stays so, and is judged with it at the end.
+    Column("partial", Boolean, nullable=False, server_default=false()),
     Column("sealed", Boolean, nullable=False, server_default=false()),
     Column("total", Integer, nullable=False, server_default=text("0")),
     Column("options", JSONText, nullable=False),
@@ -410,6 +412,10 @@ rates = Table(
     Column("batch_id", Identifier, ForeignKey("batches.id", ondelete="CASCADE"), primary_key=True),
     Column("per_second", Double, nullable=False),
     Column("settled", Integer, nullable=False),
+    # What an estimate rests on: so many settled within so many seconds, with the standard error of that rate.
+    Column("counted", Integer, nullable=False, server_default=text("0")),
+    Column("over_seconds", Double, nullable=False, server_default=text("0")),
+    Column("deviation", Double, nullable=False, server_default=text("0")),
     Column("measured_at", Timestamp, nullable=False, server_default=now()),
 )
 

@@ -63,7 +63,7 @@ class BatchOptions:
     max_attempts: int = 3
     max_passes: int = 3
     failure_budget: int | float = 0
-    failure_budgets: Mapping[str, int | float] = field(default_factory=dict)
+    failure_budgets: Mapping[str, int | float] = field(default_factory=dict, hash=False)
     fail_fast: bool = True
     requeue: Requeue = Requeue.TAIL
     window: int | None = None

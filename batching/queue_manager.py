@@ -11,14 +11,15 @@ from sqlalchemy import Connection
 from batching import preflight
 from batching.broker import Doorbell
 from batching.database import Database
-from batching.errors import BrokerUnavailableError, ConfigurationError
+from batching.errors import BrokerUnavailableError, ConfigurationError, InvalidInputError
 from batching.execution_manager import BatchExecutionManager
 from batching.intake import Limits
+from batching.moves.triage import Chosen
 from batching.options import Asked, BatchReceipt, BatchSpec
 from batching.queues import Queues, RateLimits
 from batching.settings import Settings, get_settings
 from batching.state_manager import BatchStateManager
-from batching.states import BatchState, StopTarget
+from batching.states import BatchState, Remedy, StopTarget
 from batching.statistics import Statistics
 from batching.submission import amend, append, submit, submit_within
 
@@ -287,6 +288,27 @@ class QueueManager:
     def retry(self, batch_id: str) -> int:
         """Open a new pass over what is not done of a finished batch; returns the number of the pass."""
         return self._rung(self.state_manager.retry(batch_id))
+
+    def remedy(
+        self, batch_id: str, remedy: Remedy | str, *, fingerprint: str | None = None, profile: str | None = None
+    ) -> int:
+        """Retry, skip or cancel those profiles of a batch that failed alike, or one profile.
+
+        Args:
+            batch_id: A batch that runs, waits, is paused or finished.
+            remedy: `retry`, `skip` or `cancel`; see `Remedy`.
+            fingerprint: Profiles that failed with it, in this pass or, while they wait, in the one before.
+            profile: The profile with this key.
+
+        Returns:
+            How many profiles.
+
+        Raises:
+            IllegalMoveError: The batch is stopping, or none of its profiles is meant.
+        """
+        if (fingerprint is None) == (profile is None):
+            raise InvalidInputError("say which profiles: fingerprint=… or profile=…")
+        return self._rung(self.state_manager.remedy(batch_id, Remedy(remedy), Chosen(fingerprint, profile)))
 
     def move(self, batch_id: str, place: int | str) -> int:
         """Move a waiting batch to `front`, `end`, or a place (1 is next); returns its position."""

@@ -12,6 +12,7 @@ from sqlalchemy.exc import IntegrityError
 from batching import faults
 from batching.brakes import Brakes
 from batching.database import is_unique_violation
+from batching.errors import IllegalMoveError
 from batching.moves import (
     amending,
     appending,
@@ -29,6 +30,7 @@ from batching.moves import (
     rows,
     submission,
     sweep,
+    triage,
     turns,
     whole,
 )
@@ -46,7 +48,7 @@ if TYPE_CHECKING:
     from batching.database import Database
     from batching.interfaces import ClaimResult, Dispatch, LeaderTerm, RunId, Settlement, SettleResult
     from batching.options import Amended, BatchSpec, ProfileInput
-    from batching.states import BatchState, StopTarget
+    from batching.states import BatchState, Remedy, StopTarget
 
 
 #: Seconds that one call may spend on deleting what producers left behind: the leader has more to do.
@@ -356,6 +358,30 @@ class BatchStateManager:
         with self.database.begin() as writing:
             return batch_moves.request_promotion(writing, batch_id)
 
+    def remedy(self, batch_id: str, remedy: Remedy, chosen: triage.Chosen, step: int = 5_000) -> int:
+        """Retry, skip or cancel some profiles of a batch, in bounded steps; returns how many.
+
+        Raises:
+            IllegalMoveError: The batch is stopping, or none of its profiles is meant.
+        """
+        moved, cursor = 0, 0
+        while True:
+            with self.database.begin() as writing:
+                done = triage.step(writing, batch_id, remedy, chosen, cursor, step)
+            moved += done.moved
+            if done.cursor is None:
+                break
+            cursor = done.cursor
+            while done.unwritten and self.rewrite(batch_id):
+                pass
+        if not moved:
+            raise IllegalMoveError(
+                f"cannot {remedy} profiles {chosen} of batch {batch_id}: there is none that has failed or waits; "
+                "`batching failures` shows what failed, and how"
+            )
+        self.conclude([batch_id])
+        return moved
+
     # --- callbacks
 
     def take_callbacks(self, limit: int, lease: float) -> list[Callback]:
@@ -397,6 +423,11 @@ class BatchStateManager:
         """Hand the lease back."""
         with self.database.begin() as writing:
             leadership.resign(writing, term)
+
+    def note_broker_away(self, term: LeaderTerm, seconds: float) -> None:
+        """Let people know, for so many seconds, that the leader cannot reach the broker."""
+        with self.database.begin() as writing:
+            leadership.note_broker_away(writing, term, seconds)
 
     @contextmanager
     def _writing(self, connection: Connection | None) -> Iterator[Connection]:

@@ -78,6 +78,17 @@ class BulkMove(StrEnum):
     """The deadline passed: what waits will not run."""
 
 
+class Remedy(StrEnum):
+    """What a person does with some profiles of a batch: those that failed alike, or one."""
+
+    RETRY = "retry"
+    """Failed -> pending, with all its attempts; of a finished batch, in a partial pass over the chosen alone."""
+    SKIP = "skip"
+    """Failed or pending -> skipped: it never runs again, and does not count as a failure."""
+    CANCEL = "cancel"
+    """Failed or pending -> cancelled: not in this pass, and not as a failure; `retry` of the batch runs it again."""
+
+
 class CallbackEvent(StrEnum):
     """What a callback tells of. At most one row per batch, event and pass."""
 

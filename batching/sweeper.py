@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("batching.sweeper")
 
+#: Seconds for which people are told that the broker is away: until some passes later nobody has said so again.
+_BROKER_NOTE = 4.0
+
 
 class SilenceWatch:
     """Declares nobody dead whom it has not itself watched being silent for a full lease, without a gap.
@@ -145,6 +148,7 @@ class Sweeper:
             self._execution.republish(suspects)
         except BrokerUnavailableError as error:
             log.warning("broker is away", error=str(error))
+            self._state.note_broker_away(term, _BROKER_NOTE)
             return 0
         # Only now: a crash before this line examines everything once more.
         self._incarnation = incarnation

@@ -81,6 +81,7 @@ def test_they_are_given_on_the_command_line_and_kept_with_the_batch() -> None:
     options = parse_options(['failure_budgets={"TimeoutError": 10, "ValueError": 0.01}'])
     assert options.failure_budgets == {"TimeoutError": 10, "ValueError": 0.01}
     assert BatchOptions.from_stored(options.as_dict()) == options
+    assert len({options, BatchOptions.from_stored(options.as_dict())}) == 1  # they stay hashable
 
 
 def test_a_pass_within_the_budget_of_its_class_succeeds_failures_and_all(desk: Desk) -> None:

@@ -65,6 +65,13 @@ def test_dead_ones_are_delivered_again_and_others_are_left(desk: Desk) -> None:
     assert {each.id for each in desk.states.take_callbacks(10, 60)} == {first, second}
 
 
+def test_show_says_that_somebody_could_not_be_told(desk: Desk) -> None:
+    batch_id, callback_id = dead(desk, "app.over")
+    assert "callbacks   1 dead; see `batching callbacks list`" in CliRunner().invoke(cli, ["show", batch_id]).output
+    desk.states.retry_callback(callback_id)
+    assert "callbacks   1 waiting\n" in CliRunner().invoke(cli, ["show", batch_id]).output
+
+
 @pytest.mark.parametrize("arguments", [(), ("--all", "--batch", "x" * 8)])
 def test_it_must_be_said_which(desk: Desk, arguments: tuple[str, ...]) -> None:
     said = call("retry", *arguments)

@@ -90,6 +90,7 @@ class Line:
         moment = later(literal(-seconds_ago))
         with self.database.begin() as connection:
             values = {"batch_id": batch_id, "per_second": per_second, "settled": 1, "measured_at": moment}
+            values |= {"counted": int(60 * per_second), "over_seconds": 60.0, "deviation": per_second / 10}
             connection.execute(insert(rates).values(values))
 
     def states_of(self, batch_id: str) -> dict[str, str]:
@@ -136,7 +137,8 @@ def test_json_has_what_the_contract_names(line: Line) -> None:
 
     names = (
         "id name key handler queue state pass place total pending dispatched running succeeded failed skipped "
-        "cancelled expired rate eta_seconds reason created_at started_at finished_at priority group target sealed "
+        "cancelled expired rate eta_seconds eta_low eta_high eta_basis reason created_at started_at finished_at "
+        "priority group target sealed "
         "max_passes duplicates late options percent start_at deadline tags properties"
     )
     assert set(document) == set(names.split())
@@ -260,6 +262,7 @@ def test_the_list_takes_as_many_queries_for_many_batches_as_for_one(line: Line) 
 
 
 def test_eta_counts_what_is_left_at_the_measured_rate(line: Line) -> None:
+    line.start_worker()
     runs, waits, last = line.submit(100), line.submit(50), line.submit(10)
     line.promote()
     line.work(runs, 20)
@@ -268,16 +271,35 @@ def test_eta_counts_what_is_left_at_the_measured_rate(line: Line) -> None:
     assert (line.view(runs).rate, line.view(runs).eta_seconds) == (10.0, 8.0)
     assert (line.view(waits).rate, line.view(waits).eta_seconds) == (None, 13.0)
     assert line.view(last).eta_seconds == 14.0
+    assert (line.view(runs).eta_low, line.view(runs).eta_high) == (6.7, 10.0)
+    assert line.view(runs).eta_basis == "600 settled in the last 60 s"
+    assert line.view(last).eta_basis == "600 settled in the last 60 s by what runs now; 2 batches ahead"
+
+
+def test_eta_of_what_cannot_move_is_unknown_and_says_why(line: Line) -> None:
+    runs, waits = line.submit(10), line.submit(10)
+    line.promote()
+    line.measure(runs, 10.0)
+    line.states.stop(waits, StopTarget.PAUSED, "lunch")
+
+    assert line.view(runs).eta_seconds is None
+    assert line.view(runs).eta_basis == f"unknown: no live worker serves handler {HANDLER} in queue default"
+    assert line.view(waits).eta_basis == "unknown: lunch"
+    line.states.stop(waits, StopTarget.CANCELLED, "no more")
+    assert line.view(waits).eta_basis == ""
 
 
 @pytest.mark.parametrize(("per_second", "seconds_ago"), [(10.0, 31), (0.0, 0)])
 def test_eta_is_unknown_without_a_fresh_rate(line: Line, per_second: float, seconds_ago: float) -> None:
+    line.start_worker()
     runs, waits = line.submit(10), line.submit(10)
     line.promote()
+    line.claim(runs, 1)
     line.measure(runs, per_second, seconds_ago)
 
     assert line.view(runs).eta_seconds is None
     assert line.view(waits).eta_seconds is None
+    assert line.view(runs).eta_basis.startswith("unknown: nothing was measured" if seconds_ago else "unknown: only 0")
     assert line.view(runs).rate == (None if seconds_ago else 0.0)
 
 
@@ -401,6 +423,8 @@ def test_reasons_are_decided_from_facts_alone() -> None:
     assert why(replace(facts, led=False, running=1)) == ""
     assert why(replace(facts, served=False, running=1)) == "no live worker serves handler h in queue q"
     assert why(replace(facts, pending=0, sealed=False)).startswith("open:")
+    assert why(replace(facts, broker_away=True, dispatched=1)).startswith("the broker cannot be reached")
+    assert why(replace(facts, broker_away=True, running=1)) == ""
     assert why(replace(facts, state=BatchState.PAUSED, stored="")) == "paused"
     assert why(replace(facts, state=BatchState.SUCCEEDED, stored="x")) == ""
     stopping = replace(facts, state=BatchState.STOPPING, target=StopTarget.PAUSED, running=1)

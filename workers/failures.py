@@ -16,10 +16,11 @@ if TYPE_CHECKING:
 MESSAGE_LIMIT: Final = 2_000
 TRACEBACK_LIMIT: Final = 4_000
 
-#: What differs between two occurrences of one error: UUIDs, quoted values, hexadecimal, numbers. In this order.
+#: What differs between two occurrences of one error: UUIDs, quoted values, paths, hexadecimal, numbers. In this order.
 _VARIABLE = (
     (re.compile(r"\b[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}\b"), "<uuid>"),
     (re.compile(r"'[^']*'|\"[^\"]*\"|`[^`]*`"), "<text>"),
+    (re.compile(r"(?:(?<![\w/])|\b[A-Za-z][\w+.-]*:/|\b[A-Za-z]:|~)[/\\][^\s,;:)\]}>]+"), "<path>"),
     (re.compile(r"\b0x[0-9a-fA-F]+\b|\b[0-9a-fA-F]{8,}\b"), "<hex>"),
     (re.compile(r"\d+(?:\.\d+)?"), "<n>"),
 )

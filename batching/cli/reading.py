@@ -1,8 +1,9 @@
-"""`list`, `show`, `results`, `failures`: verbs that only read."""
+"""`list`, `show`, `results`: verbs that only read."""
 
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -25,20 +26,21 @@ from batching.cli.parameters import MomentOrSpan, parse_properties
 from batching.cli.spreadsheet import write_csv
 from batching.errors import InvalidInputError
 from batching.options import BatchOptions
-from batching.states import BatchState, ProfileState
+from batching.states import BatchState, CallbackState, ProfileState
+from batching.statistics.reason import is_behind
 from batching.statistics.search import Search
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from rich.console import Console
-
     from batching.cli.access import Access
-    from batching.statistics import AttemptView, BatchView, FailureGroup, HistoryEntry
+    from batching.statistics import AttemptView, BatchView, CallbackView, HistoryEntry
 
 _STATES = [state.value for state in BatchState if state is not BatchState.LOADING]
 _ENDS = [state.value for state in ProfileState]
 _LABEL = 12
+#: Lines of history that `show` prints unless all are asked for.
+_LATEST = 10
 
 
 @click.command("list")
@@ -100,16 +102,17 @@ def _print_list(views: Sequence[BatchView]) -> None:
     out.print(table(headers, rows, right=("LINE", "DONE", "PROFILES", "LEFT")))
     for view in views:
         # That a batch stands behind others is what its place says already.
-        if view.reason and not view.reason.startswith("behind "):
+        if view.reason and not is_behind(view.reason):
             out.print(Text(f"{ids[view.id]}: {safe(view.reason)}", style="dim"), soft_wrap=True)
 
 
 @click.command()
 @click.argument("batch_id", metavar="ID")
 @click.option("--profile", "key", metavar="KEY", help="Show the runs of this profile instead.")
+@click.option("--history", "whole", is_flag=True, help="Show all of its passes, positions and moves instead.")
 @json_flag
 @click.pass_obj
-def show(access: Access, batch_id: str, key: str | None, *, as_json: bool) -> None:
+def show(access: Access, batch_id: str, key: str | None, *, whole: bool, as_json: bool) -> None:
     """Show one batch.
 
     How far it is, why it does not move, and its history.
@@ -123,31 +126,47 @@ def show(access: Access, batch_id: str, key: str | None, *, as_json: bool) -> No
         return
     view = access.statistics.batch(batch_id)
     history = access.statistics.history(view.id)
-    if as_json:
+    if whole:
+        _show_history(history, as_json=as_json)
+    elif as_json:
         print_json(view.as_json() | {"history": [entry.as_json() for entry in history]})
     else:
-        _print_batch(view, history)
+        _print_batch(view, history, access.statistics.callbacks(view.id))
 
 
-def _print_batch(view: BatchView, history: Sequence[HistoryEntry]) -> None:
+def _print_batch(view: BatchView, history: Sequence[HistoryEntry], told: Sequence[CallbackView]) -> None:
     out = console()
     out.print(Text(f"batch {view.id}", style="bold"))
-    for label, value in _description(view):
+    for label, value in (*_description(view), *_callbacks(told)):
         text = Text(f"  {label:<{_LABEL}}") + (value if isinstance(value, Text) else Text(safe(value)))
         out.print(text, soft_wrap=True)
     out.print(Text("  history"))
-    for entry in history:
-        change = (
-            entry.to_state if entry.from_state in {None, entry.to_state} else f"{entry.from_state} -> {entry.to_state}"
-        )
+    if len(history) > _LATEST:
+        out.print(Text(f"    {len(history) - _LATEST:,} moves before; --history shows all", style="dim"))
+    for entry in history[-_LATEST:]:
         said = f": {safe(entry.reason)}" if entry.reason else ""
-        out.print(Text(f"    {when(entry.at)}  pass {entry.pass_number}  {change}{said}"), soft_wrap=True)
+        line = f"    {when(entry.at)}  pass {entry.pass_number}  {_change(entry)}{said}"
+        out.print(Text(line), soft_wrap=True)
+
+
+def _change(entry: HistoryEntry) -> str:
+    stays = entry.from_state in {None, entry.to_state}
+    return str(entry.to_state) if stays else f"{entry.from_state} -> {entry.to_state}"
+
+
+def _show_history(history: Sequence[HistoryEntry], *, as_json: bool) -> None:
+    """Every move, with the pass and the position that the batch had after it."""
+    if as_json:
+        print_json([entry.as_json() for entry in history])
+        return
+    rows = [
+        (when(entry.at), safe(entry.reason), _change(entry), entry.pass_number, entry.position) for entry in history
+    ]
+    headers = ("AT", "REASON", "MOVE", "PASS", "POSITION")
+    console().print(table(headers, rows, right=("PASS", "POSITION")))
 
 
 def _description(view: BatchView) -> list[tuple[str, str | Text]]:
-    counts = ", ".join(
-        f"{getattr(view, state.value):,} {state}" for state in ProfileState if getattr(view, state.value)
-    )
     lines: list[tuple[str, str | Text]] = [
         ("name", view.name),
         ("handler", view.handler),
@@ -156,9 +175,10 @@ def _description(view: BatchView) -> list[tuple[str, str | Text]]:
         ("reason", view.reason),
         ("place", place(view)),
         ("progress", f"{view.percent} %, {view.settled:,} of {view.total:,} profiles settled"),
-        ("profiles", counts or "none"),
+        ("profiles", _equation(view)),
+        ("beside", _beside(view)),
         ("rate", rate(view.rate)),
-        ("left", duration(view.eta_seconds)),
+        ("left", _left(view)),
         ("scheduled", when(view.start_at)),
         ("deadline", when(view.deadline)),
         ("tags", ", ".join(view.tags)),
@@ -171,6 +191,41 @@ def _description(view: BatchView) -> list[tuple[str, str | Text]]:
     if view.key is not None:
         lines.insert(1, ("key", view.key))
     return [(label, value) for label, value in lines if str(value) not in {"", "-"}]
+
+
+def _callbacks(told: Sequence[CallbackView]) -> list[tuple[str, str | Text]]:
+    """How many were told, and whether somebody has to look."""
+    counts = Counter(callback.state for callback in told)
+    said = ", ".join(f"{counts[state]} {state}" for state in CallbackState if counts[state])
+    hint = "; see `batching callbacks list`" if counts[CallbackState.DEAD] else ""
+    return [("callbacks", Text(said + hint))] if said else []
+
+
+def _equation(view: BatchView) -> str:
+    """The accounting equation: every profile is in exactly one state."""
+    counts = [f"{getattr(view, state.value):,} {state}" for state in ProfileState if getattr(view, state.value)]
+    return f"{view.total:,} = {' + '.join(counts) or '0'}"
+
+
+def _beside(view: BatchView) -> str:
+    """What was refused or came late, and so counts in no state."""
+    found = [
+        f"{number:,} {one if number == 1 else many}"
+        for number, one, many in (
+            (view.duplicates, "duplicate delivery", "duplicate deliveries"),
+            (view.late, "late result", "late results"),
+        )
+        if number
+    ]
+    return f"{', '.join(found)}: counted, and otherwise without effect" if found else ""
+
+
+def _left(view: BatchView) -> str:
+    """The range with its basis, or why there is none."""
+    if view.eta_seconds is None:
+        return view.eta_basis
+    until = "more" if view.eta_high is None else duration(view.eta_high)
+    return f"{duration(view.eta_low)} to {until}, most likely {duration(view.eta_seconds)}; {view.eta_basis}"
 
 
 def _chosen(view: BatchView) -> str:
@@ -230,29 +285,3 @@ def results(access: Access, /, batch_id: str, *, format_: str, as_json: bool, **
         return
     for line in lines:
         print_json(line.as_json())
-
-
-@click.command()
-@click.argument("batch_id", metavar="ID")
-@json_flag
-@click.pass_obj
-def failures(access: Access, batch_id: str, *, as_json: bool) -> None:
-    """Print what failed in a batch, by what went wrong."""
-    groups = access.statistics.failures(batch_id)
-    if as_json:
-        print_json([group.as_json() for group in groups])
-        return
-    if not groups:
-        click.echo("no profile of this batch has failed in its present pass", err=True)
-        return
-    out = console()
-    for group in groups:
-        _print_group(out, group)
-
-
-def _print_group(out: Console, group: FailureGroup) -> None:
-    many = "1 profile" if group.count == 1 else f"{group.count:,} profiles"
-    out.print(Text(f"{many}: ", style="bold") + Text(f"{safe(group.type)}: {safe(group.message)}"), soft_wrap=True)
-    more = ", …" if group.count > len(group.keys) else ""
-    out.print(Text(f"  fingerprint {group.fingerprint}", style="dim"))
-    out.print(Text(f"  keys {', '.join(safe(key) for key in group.keys)}{more}"), soft_wrap=True)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from batching.cli.output import json_flag, print_json
+from batching.cli.triaging import chosen_profiles, remedy
 from batching.states import TERMINAL_BATCH_STATES
 
 if TYPE_CHECKING:
@@ -67,25 +68,39 @@ def resume(access: Access, batch_id: str, *, as_json: bool) -> None:
 @click.command()
 @click.argument("batch_id", metavar="ID")
 @click.option("--reason", default="", metavar="TEXT", help="Kept in the batch's history.")
+@chosen_profiles
 @json_flag
 @click.pass_obj
-def cancel(access: Access, batch_id: str, reason: str, *, as_json: bool) -> None:
-    """Cancel a batch for good; what waits will not run."""
+def cancel(
+    access: Access, batch_id: str, reason: str, fingerprint: str | None, profile: str | None, *, as_json: bool
+) -> None:
+    """Cancel a batch for good; what waits will not run.
+
+    With --fingerprint or --profile: only those of its profiles that failed or wait.
+    """
     found = access.statistics.resolve(batch_id)
+    if fingerprint is not None or profile is not None:
+        remedy(access, found, "cancel", (fingerprint, profile), as_json=as_json)
+        return
     access.manager.cancel(found, reason)
     _report(access, found, "cancelled", as_json=as_json)
 
 
 @click.command()
 @click.argument("batch_id", metavar="ID")
+@chosen_profiles
 @json_flag
 @click.pass_obj
-def retry(access: Access, batch_id: str, *, as_json: bool) -> None:
+def retry(access: Access, batch_id: str, fingerprint: str | None, profile: str | None, *, as_json: bool) -> None:
     """Put an ended batch back in line.
 
-    It starts a new pass, over what is not done.
+    It starts a new pass, over what is not done; with --fingerprint or --profile over those alone, also while the batch
+    runs.
     """
     found = access.statistics.resolve(batch_id)
+    if fingerprint is not None or profile is not None:
+        remedy(access, found, "retry", (fingerprint, profile), as_json=as_json)
+        return
     access.manager.retry(found)
     _report(access, found, "retried", as_json=as_json)
 

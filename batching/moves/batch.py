@@ -164,7 +164,21 @@ def reopen(connection: Connection, batch_id: str, reason: str, verb: str = "retr
             "them again"
         )
     bulk.apply(connection, batch, BulkMove.REOPEN)
-    batch = _reread(connection, batch_id)
+    return open_pass(connection, _reread(connection, batch_id), reason, partial=False)
+
+
+def open_pass(connection: Connection, batch: BatchRow, reason: str, *, partial: bool) -> int:
+    """A finished batch -> queued at the end of its queue, in a new pass; the locks of queue and batch are held.
+
+    Args:
+        connection: In a write transaction.
+        batch: The finished batch.
+        reason: For its history.
+        partial: The pass runs what was chosen alone, so it is judged at its end, and no other follows by itself.
+
+    Returns:
+        The number of the new pass.
+    """
     number = batch.pass_number + 1
     move_batch(
         connection,
@@ -172,7 +186,8 @@ def reopen(connection: Connection, batch_id: str, reason: str, verb: str = "retr
         BatchState.QUEUED,
         reason,
         pass_number=number,
-        last_pass=number + batch.options.max_passes - 1,
+        last_pass=number if partial else number + batch.options.max_passes - 1,
+        partial=partial,
         position=queue_order.tail(connection, batch.queue),
         not_before=null(),
         # A window that is over was for the passes before: a person who wants another has seen that.
@@ -207,11 +222,7 @@ def wants_conclusion(batch: BatchRow, counts: Counts) -> bool:
         return counts.running == 0
     if batch.state is not BatchState.RUNNING:
         return False
-    if _is_settled(batch, counts):
-        return True
-    # An open batch does not finish: when its last pass has failed, that is acted upon once it is sealed.
-    may_end = batch.sealed or batch.pass_number < batch.last_pass
-    return batch.options.fail_fast and may_end and budget.may_be_spent(batch, counts)
+    return _is_settled(batch, counts) or _stops_early(batch, counts)
 
 
 def is_due(connection: Connection, batch: BatchRow, counts: Counts) -> bool:
@@ -220,6 +231,17 @@ def is_due(connection: Connection, batch: BatchRow, counts: Counts) -> bool:
         return False
     certain = batch.state is BatchState.STOPPING or _is_settled(batch, counts) or not batch.options.failure_budgets
     return certain or budget.verdict(connection, batch, counts) is not None
+
+
+def _stops_early(batch: BatchRow, counts: Counts) -> bool:
+    """Whether the pass may have failed so that the rest of it need not run.
+
+    Not for what had failed before a partial pass began, and was not chosen to run again in it.
+    """
+    early = counts.aborts > 0 if batch.partial else budget.may_be_spent(batch, counts)
+    # An open batch does not finish: when its last pass has failed, that is acted upon once it is sealed.
+    may_end = batch.sealed or batch.pass_number < batch.last_pass
+    return batch.options.fail_fast and may_end and early
 
 
 def _is_settled(batch: BatchRow, counts: Counts) -> bool:

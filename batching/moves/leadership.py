@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import delete, insert, literal, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
@@ -10,7 +10,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from batching.database import age, later, now
 from batching.interfaces import LeaderTerm, WorkerInfo
 from batching.models import leases, queues, workers
-from batching.moves.rows import LEADER
+from batching.moves.rows import LEADER, leads
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -110,3 +110,18 @@ def capabilities(connection: Connection, lease: float) -> list[WorkerInfo]:
 def queue_names(connection: Connection) -> list[str]:
     """Every queue there is."""
     return list(connection.scalars(select(queues.c.name).order_by(queues.c.name)))
+
+
+#: The name of the row that says so; it lapses by itself, like any lease.
+BROKER_AWAY: Final = "broker away"
+
+
+def note_broker_away(connection: Connection, term: LeaderTerm, seconds: float) -> None:
+    """Let people know, for so many seconds, that the leader cannot reach the broker; an old leader says nothing."""
+    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
+    connection.execute(dialect.insert(leases).values(name=BROKER_AWAY, expires_at=now()).on_conflict_do_nothing())
+    connection.execute(
+        update(leases)
+        .where(leases.c.name == BROKER_AWAY, leads(term))
+        .values(holder=term.holder, expires_at=later(literal(seconds)))
+    )

@@ -43,6 +43,7 @@ class BatchRow:
     rewrite_cursor: int
     pass_number: int
     last_pass: int
+    partial: bool
     sealed: bool
     total: int
     options: BatchOptions

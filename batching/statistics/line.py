@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import ColumnElement, Subquery, and_, exists, func, literal, or_, select
@@ -10,7 +11,10 @@ from batching.database import age, now
 from batching.models import batches, counters, leases, profiles, rates
 from batching.models import workers as worker_table
 from batching.moves import turns
+from batching.moves.leadership import BROKER_AWAY
+from batching.moves.rows import LEADER
 from batching.states import BatchState, ProfileState
+from batching.statistics.eta import Pace
 from batching.statistics.views import WorkerView
 
 if TYPE_CHECKING:
@@ -30,8 +34,8 @@ class Head(NamedTuple):
 
     batches: int = 0
     unsettled: int = 0
-    rate: float = 0.0
-    """Sum of the fresh rates; 0.0 when none was measured."""
+    pace: Pace = Pace()
+    """What was measured of them lately, together."""
 
 
 class Wait(NamedTuple):
@@ -47,13 +51,17 @@ class Moment(NamedTuple):
 
     at: datetime
     led: bool
+    broker_away: bool
+    """Whether the leader could not reach the broker a moment ago."""
 
 
 def moment(connection: Connection) -> Moment:
     """The clock and the leader."""
-    led = exists().where(leases.c.holder.is_not(None), leases.c.expires_at > now())
-    row = connection.execute(select(now().label("at"), led.label("led"))).one()
-    return Moment(row.at, bool(row.led))
+    holds = leases.c.holder.is_not(None) & (leases.c.expires_at > now())
+    led = exists().where(leases.c.name == LEADER, holds)
+    away = exists().where(leases.c.name == BROKER_AWAY, holds)
+    row = connection.execute(select(now().label("at"), led.label("led"), away.label("away"))).one()
+    return Moment(row.at, bool(row.led), bool(row.away))
 
 
 def fresh_rate() -> ColumnElement[bool]:
@@ -69,13 +77,21 @@ def heads(connection: Connection, queues: Collection[str]) -> dict[str, Head]:
             batches.c.queue,
             func.count(),
             func.sum(func.coalesce(sums.c.unsettled, 0)),
-            func.sum(func.coalesce(rates.c.per_second, 0.0)),
+            func.coalesce(func.sum(rates.c.counted), 0),
+            func.coalesce(func.max(rates.c.over_seconds), 0.0),
+            func.coalesce(func.sum(rates.c.counted / func.nullif(rates.c.over_seconds, 0.0)), 0.0),
+            func.coalesce(func.sum(rates.c.per_second), 0.0),
+            func.coalesce(func.sum(rates.c.deviation * rates.c.deviation), 0.0),
         )
         .select_from(batches.outerjoin(sums, sums.c.batch_id == batches.c.id).outerjoin(rates, fresh_rate()))
         .where(batches.c.state.in_(AT_THE_HEAD), batches.c.queue.in_(list(queues)))
         .group_by(batches.c.queue)
     )
-    return {queue: Head(int(count), int(unsettled), float(rate)) for queue, count, unsettled, rate in rows}
+    return {
+        # Variances of independent paces add up.
+        queue: Head(int(count), int(unsettled), Pace(int(settled), seconds, mean, latest, math.sqrt(variance)))
+        for queue, count, unsettled, settled, seconds, mean, latest, variance in rows
+    }
 
 
 def waits(connection: Connection, batch_ids: Sequence[str], queues: Collection[str]) -> dict[str, Wait]:

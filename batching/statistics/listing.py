@@ -12,7 +12,8 @@ from batching.moves.counters import Counts, read_many
 from batching.options import BatchOptions
 from batching.states import TERMINAL_BATCH_STATES, BatchState, StopTarget
 from batching.statistics import line
-from batching.statistics.reason import Facts, why
+from batching.statistics.eta import Eta, Pace, estimate, unknown
+from batching.statistics.reason import Facts, is_behind, why
 from batching.statistics.views import BatchView
 
 if TYPE_CHECKING:
@@ -52,7 +53,14 @@ def read_views(
         newest: In the order in which they were made instead, the last one first.
     """
     chosen = (
-        select(batches, queues.c.paused.label("queue_paused"), rates.c.per_second)
+        select(
+            batches,
+            queues.c.paused.label("queue_paused"),
+            rates.c.per_second,
+            rates.c.counted,
+            rates.c.over_seconds,
+            rates.c.deviation,
+        )
         .select_from(batches.join(queues, queues.c.name == batches.c.queue).outerjoin(rates, line.fresh_rate()))
         .where(batches.c.state != BatchState.LOADING.value, condition)
     )
@@ -101,6 +109,8 @@ def _as_view(row: Any, around: _Around) -> BatchView:
     counts = around.counts[row.id]
     state = BatchState(row.state)
     rate = row.per_second if row.state in line.AT_THE_HEAD else None
+    reason = why(_facts(row, counts, around))
+    eta = _eta(row, counts, around, reason)
     return BatchView(
         id=row.id,
         name=row.name,
@@ -112,8 +122,11 @@ def _as_view(row: Any, around: _Around) -> BatchView:
         place=_place(row, around),
         total=row.total,
         rate=None if rate is None else round(rate, 3),
-        eta_seconds=_eta(row, counts, around),
-        reason=why(_facts(row, counts, around)),
+        eta_seconds=eta.likely,
+        eta_low=eta.low,
+        eta_high=eta.high,
+        eta_basis=eta.basis,
+        reason=reason,
         created_at=row.created_at,
         started_at=row.started_at,
         finished_at=row.finished_at,
@@ -138,16 +151,22 @@ def _place(row: Any, around: _Around) -> int | None:
     return None if wait is None else wait.place
 
 
-def _eta(row: Any, counts: Counts, around: _Around) -> float | None:
-    """Seconds until the batch is through; None when nothing was measured, or when it does not move."""
-    if row.state == BatchState.RUNNING:
-        work, rate = counts.unsettled, row.per_second or 0.0
-    elif row.id in around.waits and not row.queue_paused:
-        head = around.heads.get(row.queue, line.Head())
-        work, rate = around.waits[row.id].unsettled + head.unsettled, head.rate
-    else:
-        return None
-    return round(work / rate, 1) if rate > 0 else None
+def _eta(row: Any, counts: Counts, around: _Around, reason: str) -> Eta:
+    """From what was measured of what runs; a batch that something holds up has no end in sight."""
+    if row.state in TERMINAL_BATCH_STATES:
+        return Eta(None, None, None, "")
+    head = around.heads.get(row.queue, line.Head())
+    wait = around.waits.get(row.id)
+    if wait is not None and (not reason or is_behind(reason)):
+        ahead = f" by what runs now; {wait.place - 1 + head.batches:,} batches ahead"
+        return estimate(wait.unsettled + head.unsettled, head.pace, ahead)
+    if row.state != BatchState.RUNNING or reason:
+        return unknown(reason or str(row.state))
+    if not row.sealed:
+        return unknown("open for more profiles")
+    counted, seconds = row.counted or 0, row.over_seconds or 0.0
+    mean = counted / seconds if seconds else 0.0
+    return estimate(counts.unsettled, Pace(counted, seconds, mean, row.per_second or 0.0, row.deviation or 0.0))
 
 
 def _facts(row: Any, counts: Counts, around: _Around) -> Facts:
@@ -167,6 +186,7 @@ def _facts(row: Any, counts: Counts, around: _Around) -> Facts:
         sealed=bool(row.sealed),
         served=any(worker.serves(row.queue, row.handler) for worker in around.workers),
         led=around.moment.led,
+        broker_away=around.moment.broker_away,
         backs_off_until=row.not_before if backs_off else None,
         scheduled=backs_off and row.start_at is not None and row.start_at > around.moment.at,
         retries_at=around.retries.get(row.id),

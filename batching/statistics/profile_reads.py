@@ -1,4 +1,4 @@
-"""Reads of a batch's profiles, over effective states: results, failures, and the runs of one profile."""
+"""Reads of a batch's profiles, over effective states: results, and the runs of one profile."""
 
 from __future__ import annotations
 
@@ -6,20 +6,18 @@ import json
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sqlalchemy import func, select
+from sqlalchemy import select
 
 from batching.errors import InvalidInputError, UnknownBatchError
 from batching.models import attempts, batches, profiles
-from batching.moves.bulk import failures_since, younger_moves
+from batching.moves.bulk import younger_moves
 from batching.states import TERMINAL_PROFILE_STATES, BulkMove, ProfileState, effective_state
-from batching.statistics.views import AttemptView, FailureGroup, ResultLine, short_error
+from batching.statistics.views import AttemptView, ResultLine, short_error
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from sqlalchemy import Connection
-
-_EXAMPLES = 5
 
 _READ = ("number", "key", "state", "generation", "pass_number", "attempts", "result", "error")
 
@@ -85,43 +83,6 @@ def _began_anew(stored: ProfileState, younger: tuple[BulkMove, ...]) -> bool:
             return True
         state = moved
     return False
-
-
-def read_failures(connection: Connection, batch_id: str) -> list[FailureGroup]:
-    """The failed profiles of a batch by fingerprint, the largest group first."""
-    failed = (
-        select(
-            profiles.c.fingerprint,
-            profiles.c.number,
-            profiles.c.key,
-            profiles.c.error,
-            func.count().over(partition_by=profiles.c.fingerprint).label("count"),
-            func.row_number().over(partition_by=profiles.c.fingerprint, order_by=profiles.c.number).label("nth"),
-        )
-        .where(
-            profiles.c.batch_id == batch_id,
-            profiles.c.fingerprint.is_not(None),
-            profiles.c.state == ProfileState.FAILED.value,
-            profiles.c.generation >= failures_since(connection, batch_id),
-        )
-        .subquery()
-    )
-    groups: dict[str, list[Any]] = {}
-    for row in connection.execute(select(failed).where(failed.c.nth <= _EXAMPLES).order_by(failed.c.number)):
-        groups.setdefault(row.fingerprint, []).append(row)
-    found = [_as_group(fingerprint, rows) for fingerprint, rows in groups.items()]
-    return sorted(found, key=lambda group: -group.count)
-
-
-def _as_group(fingerprint: str, rows: list[Any]) -> FailureGroup:
-    error = short_error(rows[0].error) or {"type": "", "message": ""}
-    return FailureGroup(
-        fingerprint=fingerprint,
-        type=error["type"],
-        message=error["message"],
-        count=int(rows[0].count),
-        keys=tuple(row.key for row in rows),
-    )
 
 
 def read_attempts(connection: Connection, batch_id: str, key: str) -> list[AttemptView]:

@@ -12,9 +12,10 @@ from batching.moves.counters import Counts, read_many
 from batching.settings import get_settings
 from batching.states import TERMINAL_BATCH_STATES, BatchState
 from batching.statistics import line, lookup
+from batching.statistics.failures import compare_failures, read_failures
 from batching.statistics.listing import read_views
 from batching.statistics.outbox import read_callbacks
-from batching.statistics.profile_reads import read_attempts, read_failures, read_page
+from batching.statistics.profile_reads import read_attempts, read_page
 from batching.statistics.views import HistoryEntry, QueueView
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
         AttemptView,
         BatchView,
         CallbackView,
+        FailureChange,
         FailureGroup,
         ResultLine,
         WorkerView,
@@ -145,14 +147,36 @@ class Statistics:
         with self._database.read() as connection:
             return read_page(connection, batch_id, after, _PAGE_ROWS, payloads=payloads)
 
-    def failures(self, batch_id: str) -> list[FailureGroup]:
-        """Profiles that failed in the batch's present pass, by fingerprint, the largest group first.
+    def failures(self, batch_id: str, pass_number: int | None = None) -> list[FailureGroup]:
+        """Profiles that failed in one pass of a batch, by fingerprint, the largest group first.
+
+        Args:
+            batch_id: The batch.
+            pass_number: By default the present one.
 
         Raises:
             UnknownBatchError: There is no batch with this id.
+            InvalidInputError: The batch has not come to that pass.
         """
         with self._database.read() as connection:
-            return read_failures(connection, lookup.resolve(connection, batch_id))
+            return read_failures(connection, lookup.resolve(connection, batch_id), pass_number)
+
+    def failure_changes(self, batch_id: str, pass_number: int | None = None) -> tuple[int, list[FailureChange]]:
+        """What became of the failures of one pass in the next, by fingerprint, the most frequent first.
+
+        Args:
+            batch_id: The batch.
+            pass_number: The later of the two; by default the last that has begun.
+
+        Returns:
+            The later pass, and the changes.
+
+        Raises:
+            UnknownBatchError: There is no batch with this id.
+            InvalidInputError: The batch has not come to that pass, or there is none before it.
+        """
+        with self._database.read() as connection:
+            return compare_failures(connection, lookup.resolve(connection, batch_id), pass_number)
 
     def history(self, batch_id: str) -> list[HistoryEntry]:
         """Every transition of a batch, the first first.

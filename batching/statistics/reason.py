@@ -36,6 +36,8 @@ class Facts:
     """The end of its pause between passes, or its scheduled start; None when that is over."""
     retries_at: datetime | None
     """When the first of its profiles is due, if all that are left wait for a retry; None otherwise."""
+    broker_away: bool = False
+    """Whether the leader could not reach the broker a moment ago."""
     scheduled: bool = False
     """What it waits for is its scheduled start, not the end of a back-off."""
 
@@ -63,8 +65,16 @@ def _why_queued(facts: Facts) -> str:
         what = "is scheduled to start at" if facts.scheduled else "backs off until"
         return f"{what} {moment(facts.backs_off_until)}"
     if facts.ahead:
-        return "behind 1 batch" if facts.ahead == 1 else f"behind {facts.ahead:,} batches"
+        return f"{_BEHIND}1 batch" if facts.ahead == 1 else f"{_BEHIND}{facts.ahead:,} batches"
     return _why_nobody(facts)
+
+
+_BEHIND = "behind "
+
+
+def is_behind(reason: str) -> bool:
+    """Whether a batch only waits for its turn: its place says so too, and it will come."""
+    return reason.startswith(_BEHIND)
 
 
 def _why_running(facts: Facts) -> str:
@@ -73,11 +83,11 @@ def _why_running(facts: Facts) -> str:
         return "" if facts.sealed else "open: waits for more profiles, or to be sealed"
     if not facts.served:
         return _why_nobody(facts)
-    if facts.dispatched or facts.running:
+    if facts.running or (facts.dispatched and not facts.broker_away):
         return ""
-    if facts.retries_at is not None:
-        return f"waits for retries until {moment(facts.retries_at)}"
-    return _why_nobody(facts)
+    if facts.broker_away:
+        return "the broker cannot be reached; everything waits in SQL until it answers"
+    return _why_nobody(facts) if facts.retries_at is None else f"waits for retries until {moment(facts.retries_at)}"
 
 
 def _why_nobody(facts: Facts) -> str:

@@ -55,6 +55,12 @@ class BatchView(_AsJSON):
     rate: float | None
     """Profiles settled a second, as the leader measured it lately; None when nobody did."""
     eta_seconds: float | None
+    """Until it is through; None: unknown, and `eta_basis` says why."""
+    eta_low: float | None
+    eta_high: float | None
+    """The range around `eta_seconds`; None beside one: too uneven for an upper bound."""
+    eta_basis: str
+    """What the range rests on, or why there is none; empty for what has ended."""
     reason: str
     """Why it does not move, or why it ended as it did; empty when there is nothing to say."""
     created_at: datetime
@@ -146,6 +152,29 @@ class FailureGroup(_AsJSON):
     count: int
     keys: tuple[str, ...]
     """Up to five of them, in the order of submission."""
+
+
+@dataclass(frozen=True, slots=True)
+class FailureChange(_AsJSON):
+    """How many profiles failed with one fingerprint in two passes, and what became of them."""
+
+    fingerprint: str
+    type: str
+    message: str
+    before: int
+    """Failed so in the earlier pass."""
+    now: int
+    """Fail so in the later one."""
+    fixed: int
+    """Of those before: are done now, or were skipped."""
+    same: int
+    """Of those before: failed in the same way again."""
+    changed: int
+    """Of those before: failed in another way."""
+    waiting: int
+    """Of those before: have not come to an end in the later pass."""
+    new: int
+    """Of those now: had not failed before."""
 
 
 @dataclass(frozen=True, slots=True)
