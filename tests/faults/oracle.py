@@ -155,8 +155,9 @@ class Oracle:
         assert self.publisher is not None
         prefix = self.publisher.key_prefix
         found = {key.decode().removeprefix(prefix) for key in self.publisher.client.scan_iter(f"{prefix}*")}
-        # Celery's own are its default queue, its bindings, and the mailboxes of remote control.
-        left = [key for key in found - {"canary", "hint"} if "kombu" not in key and "celery" not in key]
+        # Celery's own are its default queue, its bindings, its mutex, and the mailboxes of remote control.
+        theirs = ("kombu", "celery", "unacked")
+        left = [key for key in found - {"canary", "hint"} if not any(word in key for word in theirs)]
         assert not left, f"left in the broker: {left}"
 
     # --- reading
