@@ -4,10 +4,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test faults bench lint format audit clean
+.PHONY: help demo test faults mutations bench lint format audit clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
 
 demo: $(VENV)/.demo ## Run the main job on real input, with its own SQLite and Valkey
 	$(BIN)/batching demo
@@ -18,6 +18,9 @@ test: $(VENV)/.dev ## Lint, types, layers and all tests
 
 faults: $(VENV)/.dev ## All fault tests, with every point at every time it is reached: about half an hour
 	$(BIN)/python -m pytest tests/faults --exhaustive $(FAULTS)
+
+mutations: $(VENV)/.dev ## Remove one guard at a time and see which test notices, about ten minutes; writes docs/mutations.md
+	$(BIN)/python -m tests.faults.mutations $(MUTATIONS)
 
 bench: $(VENV)/.bench ## Measure against other task systems, about an hour, and write docs/benchmarks.md
 	$(BIN)/python -m benchmarks $(BENCH)

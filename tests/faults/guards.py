@@ -1,0 +1,348 @@
+"""The guards that mutation controls remove, one at a time, and the tests that ought to notice; see `mutations`."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+STATEMENTS = "batching/moves/statements.py"
+STATES = "tests/test_state_manager.py"
+RACES = "tests/test_races.py"
+SWEEPER = "tests/test_sweeper.py"
+CONSUMER = "tests/test_consumer.py"
+
+
+class Edit(NamedTuple):
+    """A text that is replaced."""
+
+    path: str
+    old: str
+    new: str = ""
+    times: int = 1
+
+
+class Mutation(NamedTuple):
+    """A guard that is removed."""
+
+    name: str
+    guard: str
+    """In words, for the page."""
+    edits: tuple[Edit, ...]
+    tests: tuple[str, ...]
+    """What pytest runs, up to the first failure."""
+
+
+def one(name: str, guard: str, path: str, old: str, new: str = "", *, tests: tuple[str, ...]) -> Mutation:
+    """A guard that stands in one place."""
+    return Mutation(name, guard, (Edit(path, old, new),), tests)
+
+
+MUTATIONS = [
+    # --- fences
+    Mutation(
+        "claim-run",
+        "the run in the WHERE of a claim",
+        (Edit(STATEMENTS, "            profiles.c.run == offers.c.run - 1,\n", times=2),),
+        (STATES,),
+    ),
+    Mutation(
+        "claim-generation",
+        "the generation in the WHERE of a claim",
+        (
+            Edit(STATEMENTS, "            profiles.c.generation == offers.c.generation,\n"),
+            Edit(STATEMENTS, "            profiles.c.generation == first.c.generation,\n"),
+        ),
+        (STATES,),
+    ),
+    Mutation(
+        "claim-batch",
+        "the refusal of claims in a batch that does not run",
+        (
+            Edit(STATEMENTS, "            offers.c.runs,\n"),
+            Edit(
+                STATEMENTS,
+                ".where(batches.c.id == BATCH, batches.c.state == BatchState.RUNNING)\n        .with_for_update(read",
+                ".where(batches.c.id == BATCH)\n        .with_for_update(read",
+            ),
+        ),
+        ("tests/faults/test_guards.py",),
+    ),
+    one(
+        "settle-run",
+        "the run in the WHERE of a settlement",
+        STATEMENTS,
+        "            profiles.c.run == outcomes.c.run,\n",
+        tests=(STATES,),
+    ),
+    one(
+        "settle-worker",
+        "the worker in the WHERE of a settlement",
+        STATEMENTS,
+        "            profiles.c.worker_id == HOLDER,\n",
+        tests=(STATES, "tests/test_model.py"),
+    ),
+    one(
+        "settle-state",
+        "the state in the WHERE of a settlement",
+        STATEMENTS,
+        "            profiles.c.run == outcomes.c.run,\n            profiles.c.state == ProfileState.RUNNING,\n",
+        "            profiles.c.run == outcomes.c.run,\n",
+        tests=(STATES, "tests/test_model.py"),
+    ),
+    one(
+        "settle-late",
+        "what would wait again in a batch that is cancelled ends with it",
+        STATEMENTS,
+        "(state if successes else case((ends, batches.c.target), else_=state)).label",
+        "state.label",
+        tests=(STATES,),
+    ),
+    one(
+        "dispatch-unwritten",
+        "nothing is dispatched while a bulk move is not written",
+        STATEMENTS,
+        "            batches.c.rewritten == batches.c.generation,\n",
+        tests=(STATES,),
+    ),
+    # --- the leader
+    Mutation(
+        "lease-epoch",
+        "the lease's epoch in what a leader writes",
+        (
+            Edit(
+                STATEMENTS,
+                'leases.c.name == LEADER, leases.c.holder == WRITER, leases.c.epoch == bindparam("epoch", '
+                "type_=leases.c.epoch.type)",
+                "leases.c.name == LEADER",
+            ),
+            Edit(
+                "batching/moves/rows.py",
+                "leases.c.name == LEADER, leases.c.holder == term.holder, leases.c.epoch == term.epoch",
+                "leases.c.name == LEADER",
+            ),
+        ),
+        (STATES,),
+    ),
+    one(
+        "lease-lapse",
+        "a lease is taken only when it lapsed",
+        "batching/moves/leadership.py",
+        "leases.c.expires_at <= now()),\n",
+        "leases.c.expires_at.is_not(None)),\n",
+        tests=("tests/test_outages.py", RACES),
+    ),
+    one(
+        "lease-renewal",
+        "a lease that lapsed is not renewed",
+        "batching/moves/leadership.py",
+        "            leases.c.expires_at > now(),\n",
+        tests=("tests/faults/test_guards.py",),
+    ),
+    Mutation(
+        "publish-after-commit",
+        "publication after the commit",
+        (
+            Edit(
+                "batching/execution_manager.py",
+                "        dispatches = self._state_manager.dispatch(batch_id, limit, term, bookmark.number, brakes)\n",
+                "        from batching.moves import profile\n"
+                "        with self._state_manager.database.begin() as writing:\n"
+                "            dispatches = profile.dispatch(writing, batch_id, limit, term, 2, bookmark.number)\n"
+                "            self.republish(dispatches)\n",
+            ),
+            Edit(
+                "batching/execution_manager.py",
+                '        faults.reach("dispatch.committed")\n        self.republish(dispatches)\n',
+            ),
+        ),
+        ("tests/test_execution_manager.py",),
+    ),
+    # --- the sweep
+    one(
+        "watched-silence",
+        "the full lease of watched silence",
+        "batching/sweeper.py",
+        "if at - since >= self._lease]",
+        "if at - since >= 0]",
+        tests=(SWEEPER,),
+    ),
+    one(
+        "watch-gap",
+        "a gap in the watch proves nothing",
+        "batching/sweeper.py",
+        "            self._seen.clear()  # a gap",
+        "            pass  # a gap",
+        tests=(SWEEPER,),
+    ),
+    one(
+        "last-heartbeat",
+        "a heartbeat at the last moment saves a worker",
+        "batching/moves/leadership.py",
+        "        condition.append(workers.c.heartbeat_at == last_seen)\n",
+        "        pass\n",
+        tests=(RACES,),
+    ),
+    one(
+        "lost-messages",
+        "the sweep of dispatches whose message is lost",
+        "batching/sweeper.py",
+        "        if not lanes:\n            return 0\n",
+        "        return 0\n",
+        tests=(SWEEPER,),
+    ),
+    one(
+        "lost-workers",
+        "the sweep of the runs of dead workers",
+        "batching/sweeper.py",
+        "for worker_id in self._watch.look(signs):",
+        "for worker_id in self._watch.look(signs)[:0]:",
+        tests=(SWEEPER,),
+    ),
+    one(
+        "orphans",
+        "the sweep of runs whose worker has no row",
+        "batching/sweeper.py",
+        "            signs |= dict.fromkeys(sweep.orphaned_workers(connection))\n",
+        tests=(SWEEPER,),
+    ),
+    one(
+        "swept-conclusion",
+        "the sweep of conclusions that nobody made",
+        "batching/sweeper.py",
+        "each.row.id for each in outlook.active if wants_conclusion(each.row, each.counts)",
+        "each.row.id for each in outlook.active[:0]",
+        tests=(SWEEPER,),
+    ),
+    one(
+        "lone-rerun",
+        "a suspect is dispatched to run alone",
+        "batching/moves/profile.py",
+        "pass_number, losses >= max_losses)",
+        "pass_number, alone=False)",
+        tests=(STATES,),
+    ),
+    one(
+        "lone-worker",
+        "a worker runs a suspect with nothing beside it",
+        "workers/consumer.py",
+        "        elif offer.alone:\n",
+        "        elif offer.alone and not offer.run:\n",
+        tests=(CONSUMER,),
+    ),
+    one(
+        "loss-budget",
+        "losses that end a profile",
+        "batching/policies.py",
+        "            if claimed.losses >= max_losses:\n",
+        "            if claimed.losses >= max_losses + 100:\n",
+        tests=("tests/test_policies.py", SWEEPER, "tests/test_model.py"),
+    ),
+    # --- counting and ending
+    one(
+        "ticket",
+        "the lock of the writer's ticket",
+        "batching/moves/counters.py",
+        "    return select(counters.c.batch_id).where(ours).order_by(counters.c.batch_id).with_for_update()\n",
+        "    return select(counters.c.batch_id).where(ours).order_by(counters.c.batch_id)\n",
+        tests=(RACES,),
+    ),
+    one(
+        "bulk-lock",
+        "a bulk move waits for every writer",
+        "batching/moves/bulk.py",
+        "    counters.lock_all(connection, batch.id)\n    counts = counters.read",
+        "    counts = counters.read",
+        tests=(RACES,),
+    ),
+    one(
+        "conclusion",
+        "a conclusion looks again under the lock",
+        "batching/moves/batch.py",
+        "    if not wants_conclusion(batch, counts):\n        return None\n",
+        tests=(RACES, STATES),
+    ),
+    one(
+        "conclusion-lock",
+        "a conclusion reads the sums under the batch's lock",
+        "batching/moves/batch.py",
+        "    queue_order.lock_queue_of(connection, batch_id)\n    batch = lock_batch(connection, batch_id)\n"
+        "    return _conclude(",
+        "    batch = _reread(connection, batch_id)\n    return _conclude(",
+        tests=(RACES,),
+    ),
+    one(
+        "settled-conclusion",
+        "whoever settles last concludes, after the commit",
+        "batching/execution_manager.py",
+        "self._state_manager.conclude({run.batch_id for run in result.applied} - _goes_on(settlements, holding))",
+        "pass",
+        tests=("tests/test_execution_manager.py",),
+    ),
+    one(
+        "stop-refusal",
+        "a finished batch is not stopped",
+        "batching/moves/batch.py",
+        "    if batch.state in TERMINAL_BATCH_STATES:\n        verb =",
+        "    if batch.state is BatchState.LOADING:\n        verb =",
+        tests=(STATES, "-k", "stop"),
+    ),
+    one(
+        "tail",
+        "a failed batch goes to the end of its queue",
+        "batching/moves/batch.py",
+        "        position = queue_order.tail(connection, batch.queue)\n    elif",
+        "        position = batch.position\n    elif",
+        tests=(STATES, "-k", "end or policy"),
+    ),
+    one(
+        "seal",
+        "a batch whose loading lapsed is not sealed",
+        "batching/moves/submission.py",
+        "        .where(batches.c.id == batch_id, LOADS)\n        .values(",
+        "        .where(batches.c.id == batch_id)\n        .values(",
+        tests=(RACES,),
+    ),
+    # --- the worker
+    one(
+        "kept-outcomes",
+        "outcomes are kept until the database has answered",
+        "workers/settling.py",
+        "        self._complete(holder, [(request.claimed, outcome) for request, outcome in group])\n"
+        "        self._waiting =",
+        "        kept, self._waiting = self._waiting, []\n"
+        "        self._complete(holder, [(request.claimed, outcome) for request, outcome in group])\n"
+        "        self._waiting =",
+        tests=(CONSUMER,),
+    ),
+    one(
+        "strays",
+        "a worker gives back what it does not know",
+        "workers/consumer.py",
+        "        strays = [run for run in self.registry.running(self.worker_id) if run not in self.held]\n",
+        "        strays: list[RunId] = []\n",
+        tests=(CONSUMER,),
+    ),
+    one(
+        "rebirth",
+        "a worker that was declared dead takes a new identity",
+        "workers/consumer.py",
+        "            self._be_reborn()\n",
+        "            pass\n",
+        tests=(CONSUMER,),
+    ),
+    # --- the disk
+    one(
+        "flush",
+        "a small batch is on the disk before it is reported as submitted",
+        "batching/state_manager.py",
+        "                    direct.execute(whole.FLUSH, {})\n",
+        tests=("tests/faults/test_durability.py",),
+    ),
+    one(
+        "claim-flush",
+        "a claim is on the disk before it counts",
+        STATEMENTS,
+        '    return select(moved).add_cte(counted.cte("counted"))\n\n\n@lru_cache\ndef claim_first',
+        '    return select(moved).where(UNFLUSHED).add_cte(counted.cte("counted"))\n\n\n@lru_cache\ndef claim_first',
+        tests=("tests/faults/test_durability.py",),
+    ),
+]
