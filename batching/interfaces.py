@@ -254,7 +254,7 @@ class IBatchStateManager(Protocol):
     ) -> Difference:
         """Append what an open batch does not have yet, by its key."""
 
-    def close(self, batch_id: str, expect: int | None = None) -> int:
+    def seal_open(self, batch_id: str, expect: int | None = None) -> int:
         """Seal an open batch; returns its total."""
 
     def amend(self, batch_id: str, chunks: Iterable[Sequence[ProfileInput]]) -> Amended:

@@ -245,7 +245,7 @@ class QueueManager:
             UnknownBatchError: There is none with this id.
             IllegalMoveError: It has another number of profiles, or ended before it was sealed.
         """
-        return self._rung(self.state_manager.close(batch_id, expect))
+        return self._rung(self.state_manager.seal_open(batch_id, expect))
 
     def amend(self, batch_id: str, profiles: Iterable[Any]) -> Amended:
         """Give profiles that are not done other payloads, under their old keys: all of them, or none.

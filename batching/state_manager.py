@@ -136,7 +136,7 @@ class BatchStateManager:
         with self._writing(connection) as writing:
             return appending.append(writing, batch_id, chunk, first)
 
-    def close(self, batch_id: str, expect: int | None = None) -> int:
+    def seal_open(self, batch_id: str, expect: int | None = None) -> int:
         with self.database.begin() as writing:
             total = appending.seal(writing, batch_id, expect)
         # As after a settlement: what was settled before is over with this commit; the sweep repeats it.
@@ -183,14 +183,7 @@ class BatchStateManager:
         """Delete up to `limit` batches that are old enough, in bounded steps; returns how many.
 
         One that is stopped on its way has lost nothing: what it was at is deleted by the sweep, and the next goes on.
-
-        Args:
-            older_than_days: Since they ended.
-            limit: Batches.
-            step: Profiles in one transaction.
-            states: Only those that ended so.
-            queue: Only this queue's.
-            progress: Told how many batches are gone, of how many.
+        `step` is profiles in one transaction; the rest is as for `QueueManager.prune`.
         """
         wanted = retention.Stale.of(older_than_days, states, queue)
         with self.database.read() as reading:
