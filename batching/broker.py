@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import ssl
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, parse_qsl, urlencode, urlsplit
 
 import redis
 from redis.backoff import NoBackoff
@@ -20,6 +21,9 @@ CONNECT_TIMEOUT = 3.0
 SOCKET_TIMEOUT = 5.0
 
 _SOCKET_SCHEMES = frozenset({"redis+socket", "unix", "valkey+socket", "redis+unix"})
+#: Celery's documentation spells them so; kombu takes both, redis-py these.
+_PLAIN_REQUIREMENT = {"CERT_REQUIRED": "required", "CERT_OPTIONAL": "optional", "CERT_NONE": "none"}
+_REQUIREMENTS = ("required", "optional", "none")
 _TCP_SCHEMES = {"redis": "redis", "valkey": "redis", "rediss": "rediss", "valkeys": "rediss"}
 
 
@@ -39,7 +43,14 @@ def redis_client(url: str, **options: Any) -> redis.Redis:
         "socket_timeout": SOCKET_TIMEOUT,
         "retry": Retry(NoBackoff(), 0),
     }
-    return redis.Redis(connection_pool=redis.ConnectionPool.from_url(_plain_url(url), **(bounds | options)))
+    try:
+        pool = redis.ConnectionPool.from_url(_plain_url(url), **(bounds | options))
+    except ValueError:  # it quotes what it could not read, which may be a part of the password
+        raise ConfigurationError(
+            f"cannot read the broker's URL {mask_url(url)!r}: a port is a number, and special characters of a password "
+            "are percent-encoded; set BATCHING_BROKER_URL"
+        ) from None
+    return redis.Redis(connection_pool=pool)
 
 
 def _plain_url(url: str) -> str:
@@ -50,11 +61,45 @@ def _plain_url(url: str) -> str:
         login = f"{parts.username or ''}:{parts.password}@" if parts.password else ""
         return f"unix://{login}{parts.path}?db={database}"
     if parts.scheme in _TCP_SCHEMES and parts.hostname:
-        return parts._replace(scheme=_TCP_SCHEMES[parts.scheme]).geturl()
+        plain = {name: _PLAIN_REQUIREMENT.get(value, value) for name, value in parse_qsl(parts.query)}
+        if plain.get("ssl_cert_reqs", "required") not in _REQUIREMENTS:
+            raise ConfigurationError(
+                f"cannot use the broker {mask_url(url)!r}: ssl_cert_reqs is one of {', '.join(_REQUIREMENTS)}"
+            )
+        return parts._replace(scheme=_TCP_SCHEMES[parts.scheme], query=urlencode(plain)).geturl()
     raise ConfigurationError(
         f"cannot use the broker {mask_url(url)!r}: lanes need Redis or Valkey, as redis://host:6379/0, rediss://… or "
         "redis+socket:///path/to/socket; set BATCHING_BROKER_URL"
     )
+
+
+def tls_options(url: str) -> dict[str, Any] | None:
+    """What Celery's `broker_use_ssl` has to say for a broker URL; None without TLS. Verifies unless told otherwise."""
+    parts = urlsplit(_plain_url(url))
+    if parts.scheme != "rediss":
+        return None
+    given = {name: value for name, value in parse_qsl(parts.query) if name.startswith("ssl_")}
+    options: dict[str, Any] = {"ssl_cert_reqs": "required", **given}
+    options["ssl_cert_reqs"] = ssl.VerifyMode[f"CERT_{options['ssl_cert_reqs'].upper()}"]
+    if "ssl_check_hostname" in options:
+        options["ssl_check_hostname"] = options["ssl_check_hostname"].lower() != "false"
+    return options
+
+
+def with_tls_options(url: str, use_ssl: object) -> str:
+    """A broker's URL with what Celery's `broker_use_ssl` says of it; what the URL says itself goes before."""
+    parts = urlsplit(url)
+    if parts.scheme not in {"rediss", "valkeys"} or not isinstance(use_ssl, dict):
+        return url
+    said = {
+        name: _spelled(value) for name, value in use_ssl.items() if str(name).startswith("ssl_") and value is not None
+    }
+    return parts._replace(query=urlencode(said | dict(parse_qsl(parts.query)))).geturl()
+
+
+def _spelled(value: object) -> object:
+    """`ssl.CERT_REQUIRED` as a URL says it; everything else as it is."""
+    return value.name.removeprefix("CERT_").lower() if isinstance(value, ssl.VerifyMode) else value
 
 
 class translated_errors:  # noqa: N801 - used as a statement: `with translated_errors(url):`
@@ -70,9 +115,10 @@ class translated_errors:  # noqa: N801 - used as a statement: `with translated_e
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if isinstance(error, redis.RedisError | OSError):
+            encrypted = urlsplit(self._url).scheme in {"rediss", "valkeys"}
             raise BrokerUnavailableError(
-                f"cannot reach the broker {mask_url(self._url)}: {error}; check that it runs and that "
-                "BATCHING_BROKER_URL names it"
+                f"cannot reach the broker {mask_url(self._url)}: {error}; check that it runs"
+                f"{', speaks TLS' if encrypted else ''} and that BATCHING_BROKER_URL names it"
             ) from error
 
 

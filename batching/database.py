@@ -34,7 +34,7 @@ from sqlalchemy.types import TypeDecorator, TypeEngine
 from batching import faults
 from batching.answers import bound_answers, read_identifiers_as_text
 from batching.direct import Direct
-from batching.errors import ConfigurationError, DatabaseUnavailableError
+from batching.errors import ConfigurationError, DatabaseUnavailableError, NotPermittedError
 from batching.settings import mask_url
 
 if TYPE_CHECKING:
@@ -45,6 +45,10 @@ if TYPE_CHECKING:
 _UNAVAILABLE_SQLSTATES = ("08", "57P0", "53", "58", "25006", "25P03")
 #: Serialisation failure, deadlock, lock not available, statement over its time-out: it may go through when repeated.
 _TRANSIENT_SQLSTATES = ("40001", "40P01", "55P03", "57014")
+
+
+#: Insufficient privilege.
+_NOT_PERMITTED = "42501"
 
 
 class Identifier(TypeDecorator[str]):
@@ -206,7 +210,7 @@ class Database:
         self._pid = os.getpid()
         try:
             parsed = make_url(url)
-        except ArgumentError:
+        except (ArgumentError, ValueError):  # the latter of a port, quoting what may be a part of the password
             raise ConfigurationError(
                 f"cannot read the database URL {mask_url(url)!r}: expected postgresql+psycopg://user@host/name "
                 "or sqlite:////absolute/path.db; set BATCHING_DATABASE_URL"
@@ -225,6 +229,11 @@ class Database:
             )
         self._parsed = parsed
         self.dialect: str = parsed.get_backend_name()
+
+    @property
+    def role(self) -> str:
+        """Who this process is to the database, for errors."""
+        return self._parsed.username or "the system's user"
 
     @property
     def streams(self) -> bool:
@@ -382,6 +391,11 @@ class _Translated:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if isinstance(error, DBAPIError) and getattr(error.orig, "sqlstate", None) == _NOT_PERMITTED:
+            raise NotPermittedError(
+                f"cannot do this as {self._database.role}: the role may not ({first_line(error.orig)}); use one that "
+                "may, or run deploy/postgresql/grants.sql again after an upgrade"
+            ) from error
         if isinstance(error, DBAPIError) and is_unavailable(error):
             raise DatabaseUnavailableError(
                 f"cannot reach the database {mask_url(self._database.url)}: {first_line(error.orig)}; "

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 #: Levels of objects and arrays inside one payload: far from where any JSON reader runs out of stack.
 MAX_DEPTH: Final = 100
 
+#: Columns of a CSV file: each is a field of every payload.
+MAX_COLUMNS: Final = 10_000
+
 _CONTAINERS: Final = (dict, list, tuple)
 _TEXT: Final = frozenset({str})
 _PLAIN: Final = frozenset({str, int, float, bool, type(None)})
@@ -60,20 +63,22 @@ _decode = json.JSONDecoder(parse_constant=_refuse_constant).decode
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one profile may measure.
+    """What one profile, and one batch, may measure.
 
     Args:
         payload: Bytes of the payload, encoded as compact JSON in UTF-8.
         key: Characters of the key.
+        profiles: Profiles of one batch.
     """
 
     payload: int
     key: int
+    profiles: int = 100_000_000
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Limits:
         """The limits that this process is configured with."""
-        return cls(settings.payload_limit, settings.key_limit)
+        return cls(settings.payload_limit, settings.key_limit, settings.batch_limit)
 
     @property
     def line(self) -> int:

@@ -18,6 +18,10 @@ class DatabaseUnavailableError(BatchingError):
     """The database did not answer, or refused the connection."""
 
 
+class NotPermittedError(BatchingError):
+    """The role that this process has in the database may not do what was asked."""
+
+
 class BrokerUnavailableError(BatchingError):
     """Redis or Valkey did not answer, or refused the connection."""
 

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any, Final
 
-from batching.encoding import decode_json, kind, names, not_acceptable, short, unreadable
+from batching.encoding import MAX_COLUMNS, decode_json, kind, names, not_acceptable, short, unreadable
 from batching.errors import InvalidInputError
 
 #: What `read_file` takes as a format.
@@ -147,6 +147,11 @@ def _csv(
     line, header = next(records, (1, []))
     if not header:
         return
+    if len(header) > MAX_COLUMNS:
+        raise unreadable(
+            lines.where(line),
+            f"the header has {len(header):,} columns, the limit is {MAX_COLUMNS:,}; is the separator the right one?",
+        )
     if len(set(header)) < len(header):
         column = next(column for column, times in Counter(header).items() if times > 1)
         raise unreadable(lines.where(line), f"the header has the column {short(column)} twice; rename one")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import sys
 from array import array
 from bisect import bisect_right
@@ -41,10 +42,13 @@ class Source(Iterator[ProfileInput]):
     `read_file`.
     """
 
-    def __init__(self, entries: _Entries, unit: str, name: str, owned: BinaryIO | None = None) -> None:
+    def __init__(
+        self, entries: _Entries, unit: str, name: str, most: int = sys.maxsize, owned: BinaryIO | None = None
+    ) -> None:
         self._entries = entries
         self._unit = unit
         self._name = name
+        self._most = most
         self._owned = owned
         self._positions = Positions()
         self._held: ProfileInput | None = None
@@ -64,6 +68,7 @@ class Source(Iterator[ProfileInput]):
             position, profile = next(self._entries)
             self.count += 1
             self._positions.note(self.count, position)
+            self._check_count()
             if self.inspect is not None:
                 self.inspect(profile, self.describe(self.count))
         except BaseException:
@@ -94,13 +99,24 @@ class Source(Iterator[ProfileInput]):
             second: Number, in this source, of the profile that was refused.
             first: Number, in this source, of the profile that has the key; None: the batch had it before.
         """
-        here = self.describe(second) + (f" of {self._name}" if self._name else "")
+        here = self._where(second)
         there = "in this batch" if first is None else self.describe(first)
         return not_acceptable(
             f"a profile {here}" if here.startswith("between") else here,
             f"its key {short(key)} was used before, {there}; keys are unique inside a batch: remove one, "
             "or take the keys from another column",
         )
+
+    def _check_count(self) -> None:
+        if self.count > self._most:
+            raise not_acceptable(
+                self._where(self.count),
+                f"a batch has at most {self._most:,} profiles; submit the rest as another one, or raise "
+                "BATCHING_BATCH_LIMIT",
+            )
+
+    def _where(self, number: int) -> str:
+        return self.describe(number) + (f" of {self._name}" if self._name else "")
 
     def close(self) -> None:
         """Close what this source opened. Safe to call twice; streams of the caller stay open."""
@@ -197,7 +213,7 @@ def from_iterable(profiles: Iterable[Any], limits: Limits) -> Source:
             f"cannot take profiles from an object {kind(profiles)}: expected an iterable of keys, of pairs "
             '(key, payload) or of mappings {"key": …, "payload": …}'
         )
-    return Source(_elements(profiles, limits), "item", "")
+    return Source(_elements(profiles, limits), "item", "", limits.profiles)
 
 
 def _elements(profiles: Iterable[Any], limits: Limits) -> _Entries:
@@ -271,7 +287,8 @@ def read_file(
     stream, name, owned = _open(path_or_stream)
     suffix = PurePath(name).suffix.lower()
     lines = Lines(stream, name, limits.line)
-    return Source(_lines_entries(lines, format or _SUFFIXES.get(suffix), key_column, limits), "line", name, owned)
+    entries = _lines_entries(lines, format or _SUFFIXES.get(suffix), key_column, limits)
+    return Source(entries, "line", name, limits.profiles, owned)
 
 
 def read_amendments(path_or_stream: str | os.PathLike[str] | BinaryIO, *, limits: Limits) -> Source:
@@ -285,7 +302,7 @@ def read_amendments(path_or_stream: str | os.PathLike[str] | BinaryIO, *, limits
         InvalidInputError: As `read_file`, or a line is no object with the fields `key` and `payload`.
     """
     stream, name, owned = _open(path_or_stream)
-    return Source(_amendments(Lines(stream, name, limits.line), limits), "line", name, owned)
+    return Source(_amendments(Lines(stream, name, limits.line), limits), "line", name, owned=owned)
 
 
 def _amendments(lines: Lines, limits: Limits) -> _Entries:
@@ -328,4 +345,18 @@ def _open(path_or_stream: Any) -> tuple[BinaryIO, str, BinaryIO | None]:
         raise InvalidInputError(
             f"cannot read the file {path_or_stream!s}: {why}; name a readable file of profiles, or - for standard input"
         ) from None
+    _refuse_device(opened, path_or_stream)
     return opened, os.fsdecode(path), opened
+
+
+def _refuse_device(opened: BinaryIO, path: object) -> None:
+    """A disk or `/dev/zero` is no file of profiles. Links are followed: the path is the caller's own; pipes are fine.
+
+    Asked of what was opened, so that nothing can take its place in between.
+    """
+    mode = os.fstat(opened.fileno()).st_mode
+    if stat.S_ISBLK(mode) or (stat.S_ISCHR(mode) and not opened.isatty()):
+        opened.close()
+        raise InvalidInputError(
+            f"cannot read the file {path!s}: it is a device; name a readable file of profiles, or - for standard input"
+        )

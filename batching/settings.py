@@ -11,6 +11,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from batching.errors import ConfigurationError
+from batching.hardening import broker_flaw, database_flaw
 
 
 class Settings(BaseSettings):
@@ -22,6 +23,8 @@ class Settings(BaseSettings):
     """SQLAlchemy URL of the store, `postgresql+psycopg://…` or `sqlite:///…`; None: none configured."""
     broker_url: str | None = None
     """Redis or Valkey URL that carries the lanes: `redis://`, `rediss://`, `redis+socket://`; None: none configured."""
+    hardened: bool = False
+    """Refuse URLs that are not verified TLS or a unix socket; workers take no remote control and send no events."""
     handlers: Annotated[tuple[str, ...], NoDecode] = ()
     """Modules that workers import for their `profile_handler` marks; separated by commas."""
     queues: Annotated[tuple[str, ...], NoDecode] = ("*",)
@@ -37,6 +40,8 @@ class Settings(BaseSettings):
     """Bytes of one profile's encoded result."""
     key_limit: int = Field(255, ge=8, le=255)
     """Characters of a profile key or batch key; the column holds 255."""
+    batch_limit: int = Field(100_000_000, ge=1, le=2_000_000_000)
+    """Profiles in one batch that this process submits."""
 
     heartbeat_interval: float = Field(2.5, gt=0, le=60)
     """Seconds between two signs of life of a worker."""
@@ -93,6 +98,13 @@ class Settings(BaseSettings):
     def _blank_is_none(cls, value: Any) -> Any:
         return value or None
 
+    @field_validator("hardened")
+    @classmethod
+    def _nothing_in_clear(cls, value: bool, info: Any) -> bool:
+        if value and (flaw := _flaw(info.data.get("database_url"), info.data.get("broker_url"))):
+            raise ValueError(flaw)
+        return value
+
     @field_validator("worker_lease")
     @classmethod
     def _lease_outlives_heartbeats(cls, value: float, info: Any) -> float:
@@ -100,6 +112,24 @@ class Settings(BaseSettings):
         if value < 3 * beat:
             raise ValueError(f"must be at least three heartbeats, that is {3 * beat:g} seconds")
         return value
+
+
+def _flaw(database_url: str | None, broker_url: str | None) -> str | None:
+    if database_url is not None and (flaw := database_flaw(database_url)):
+        return f"the connection of BATCHING_DATABASE_URL {flaw}"
+    if broker_url is not None and (flaw := broker_flaw(broker_url)):
+        return f"the connection of BATCHING_BROKER_URL {flaw}"
+    return None
+
+
+def refuse_flaws(settings: Settings) -> None:
+    """Look at the URLs again, after something was put over them.
+
+    Raises:
+        ConfigurationError: The hardened profile is on, and one of them does not fit it.
+    """
+    if settings.hardened and (flaw := _flaw(settings.database_url, settings.broker_url)):
+        raise ConfigurationError(f"cannot use these settings with BATCHING_HARDENED: {flaw}")
 
 
 @lru_cache(maxsize=1)
@@ -120,5 +150,7 @@ def get_settings() -> Settings:
 
 
 def mask_url(url: str) -> str:
-    """A URL fit for logs and errors: the password is replaced by `***`."""
-    return re.sub(r"(://[^:/@\s]*):[^@\s]*@", r"\1:***@", url)
+    """A URL fit for logs and errors: `***` in the place of its password, and of secrets among its options."""
+    # Up to the last `@`: a password may have one that nobody has quoted.
+    masked = re.sub(r"((?:^|://)[^:/@\s]*):(?!//)\S*@", r"\1:***@", url)
+    return re.sub(r"([?&][^=&\s]*(?:pass|secret|token)[^=&\s]*)=[^&\s]*", r"\1=***", masked, flags=re.IGNORECASE)

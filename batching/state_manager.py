@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from sqlalchemy.exc import IntegrityError
@@ -12,7 +12,7 @@ from sqlalchemy.exc import IntegrityError
 from batching import faults
 from batching.brakes import Brakes
 from batching.database import is_unique_violation
-from batching.errors import IllegalMoveError
+from batching.errors import IllegalMoveError, NotPermittedError
 from batching.moves import (
     amending,
     appending,
@@ -139,8 +139,10 @@ class BatchStateManager:
     def seal_open(self, batch_id: str, expect: int | None = None) -> int:
         with self.database.begin() as writing:
             total = appending.seal(writing, batch_id, expect)
-        # As after a settlement: what was settled before is over with this commit; the sweep repeats it.
-        self.conclude([batch_id])
+        # As after a settlement: what was settled before is over with this commit. The sweep repeats it, and does it for
+        # a producer whose role in the database may end nothing.
+        with suppress(NotPermittedError):
+            self.conclude([batch_id])
         return total
 
     def amend(self, batch_id: str, chunks: Iterable[Sequence[ProfileInput]]) -> Amended:

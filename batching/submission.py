@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import contextmanager, suppress
 from itertools import chain, islice
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from sqlalchemy.exc import DBAPIError
+
 from batching import faults
-from batching.errors import BatchingError, IllegalMoveError, InvalidInputError
+from batching.errors import BatchingError, IllegalMoveError, InvalidInputError, NotPermittedError
 from batching.intake import Limits, Source, from_iterable
 from batching.moves.amending import STEP as AMEND_STEP
 from batching.moves.loading import LOADING_LEASE, DuplicateKeyError
@@ -186,7 +189,7 @@ def submit_within(
     """
     check_spec(spec, limits)
     _begin_in_earnest(connection)
-    with connection.begin_nested():
+    with _without_parameters(), connection.begin_nested():
         receipt = state_manager.create_batch(spec, connection)
         if not receipt.created:
             if receipt.total < 0:
@@ -206,6 +209,16 @@ def submit_within(
 
         total = _reading(source, write)
         return receipt._replace(total=total, difference=Difference(total), open=not spec.sealed)
+
+
+@contextmanager
+def _without_parameters() -> Iterator[None]:
+    """Payloads are among the parameters, and the caller's engine may show them in its errors."""
+    try:
+        yield
+    except DBAPIError as error:
+        error.hide_parameters = True
+        raise
 
 
 def _begin_in_earnest(connection: Connection) -> None:
@@ -233,7 +246,8 @@ def _patiently(state_manager: BatchStateManager, spec: BatchSpec, ask: Callable[
                 f"cannot submit with the key {spec.key!r}: another producer has been loading a batch with this key for "
                 f"over {2 * LOADING_LEASE:g} s; wait for it, or choose another key"
             )
-        state_manager.sweep_abandoned()
+        with suppress(NotPermittedError):  # then it is the managers' alone
+            state_manager.sweep_abandoned()
         time.sleep(0.2)
 
 
@@ -298,7 +312,7 @@ def _chunks(source: Source) -> Iterator[_Chunk]:
 
 
 def _clean_up(state_manager: BatchStateManager, batch_id: str) -> None:
-    """When even this fails (the database is away), the batch's lease lapses and the sweep deletes it."""
+    """When even this fails, the sweep deletes it: the database is away, or a producer's role may delete nothing."""
     try:
         state_manager.abandon(batch_id)
     except BatchingError:

@@ -171,9 +171,9 @@ class PostgresServer:
             ).fetchall()
         return len(rows)
 
-    def connect(self, database: str = "postgres") -> psycopg.Connection[tuple[object, ...]]:
+    def connect(self, database: str = "postgres", user: str = "postgres") -> psycopg.Connection[tuple[object, ...]]:
         """A connection in autocommit mode; the caller closes it."""
-        return psycopg.connect(host=str(self.folder), user="postgres", dbname=database, autocommit=True)
+        return psycopg.connect(host=str(self.folder), user=user, dbname=database, autocommit=True)
 
     def _administer(self, statement: sql.Composed) -> None:
         with self.connect() as connection:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from celery import Celery
 from celery.signals import worker_init
 
+from batching.broker import tls_options
 from batching.settings import get_settings
 from workers.wiring import install
+
+logger = logging.getLogger(__name__)
 
 settings = get_settings()
 
@@ -16,6 +20,8 @@ app = Celery("workers")
 app.conf.update(
     # The same server carries the lanes and Celery's remote control. Not set: `--help` works, a worker says why not.
     broker_url=settings.broker_url,
+    # Without it, kombu takes `rediss://` for "encrypt, and verify nothing" (kombu/connection.py `_init_params`).
+    broker_use_ssl=tls_options(settings.broker_url) if settings.broker_url else None,
     # JSON only: a pickle in a list is code that anybody runs who can write there.
     accept_content=["json"],
     task_serializer="json",
@@ -41,6 +47,9 @@ app.conf.update(
         "retry_on_timeout": False,
         # Order is SQL's: one list per queue.
         "priority_steps": [0],
+        # Emulated acknowledgements need Lua scripts, which the hardened profile's users may not run. What this app's
+        # own queue holds is then lost with a worker that is killed; lanes never rely on it.
+        "ack_emulation": not settings.hardened,
         # Publishing gives up soon; who publishes has SQL to fall back on.
         "max_retries": 1,
         "interval_start": 0,
@@ -56,7 +65,8 @@ app.conf.update(
     # It is a pickle on disk.
     worker_state_db=None,
     # On, or Flower's `enable_events` finds no dispatcher; events themselves are off until -E or Flower turns them on.
-    worker_enable_remote_control=True,
+    # Whoever can publish there can stop workers, so the hardened profile has none.
+    worker_enable_remote_control=not settings.hardened,
     worker_send_task_events=False,
     # The root logger is the program's that embeds us; Celery's own set-up keeps it as it is when it has handlers.
     worker_hijack_root_logger=True,
@@ -72,8 +82,14 @@ def _without_chatter(sender: Any = None, **_: Any) -> None:
 
     In `worker_init`, where the options are the worker's own: those of `celeryd_init` are a copy that nobody reads.
     """
-    if sender is not None and sender.app is app:
-        sender.options.update(without_gossip=True, without_mingle=True)
+    if sender is None or sender.app is not app:
+        return
+    sender.options.update(without_gossip=True, without_mingle=True)
+    if settings.hardened:
+        if sender.task_events:
+            logger.warning("BATCHING_HARDENED: events stay off, whatever -E says")
+        sender.task_events = False
+        sender.options.update(without_heartbeat=True)
 
 
 __all__ = ["app"]

@@ -246,6 +246,7 @@ def main(*, tied: bool = False) -> int:
     Returns:
         The exit code.
     """
+    _keep_variables_out_of_logs()
     try:
         manager = build(get_settings())
     except BatchingError as error:
@@ -257,6 +258,12 @@ def main(*, tied: bool = False) -> int:
         threading.Thread(target=_end_with_parent, args=(manager,), daemon=True).start()
     manager.run()
     return 0
+
+
+def _keep_variables_out_of_logs() -> None:
+    """Where rich is installed, structlog shows the variables of all frames of a traceback: URLs, secrets, documents."""
+    plain = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+    structlog.configure(processors=[*structlog.get_config()["processors"][:-1], plain])
 
 
 def _end_with_parent(manager: Manager) -> None:

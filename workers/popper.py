@@ -114,6 +114,9 @@ class Popper:
 
     def _readable(self) -> None:
         try:
+            # TLS has words of its own (a new session, a new key), after which nothing may come for long.
+            if isinstance(self._connection, redis.SSLConnection) and not self._connection.can_read(timeout=0):
+                return
             # The socket has something; the rest of a long answer is waited for, within the client's time-out.
             answer = self._connection.read_response()
         except redis.ResponseError as error:

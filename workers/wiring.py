@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from batching import handlers as marks
 from batching import migration
+from batching.broker import with_tls_options
 from batching.database import Database
 from batching.errors import BrokerUnavailableError, ConfigurationError
 from batching.execution_manager import BatchExecutionManager
@@ -154,7 +155,7 @@ def _broker_url(app: Any, settings: Settings) -> str:
     # kombu takes several servers in one text; lanes take the first.
     first = (own if isinstance(own, str) else next(iter(own), "")).split(";")[0] if own else ""
     if urlsplit(first).scheme in _REDIS:
-        return first
+        return with_tls_options(first, app.conf.broker_use_ssl)
     raise ConfigurationError(
         "no broker for lanes is configured: set BATCHING_BROKER_URL to a Redis or Valkey server, for example "
         "redis://localhost:6379/0" + (f"; the application's own is {mask_url(first)}" if first else "")

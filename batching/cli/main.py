@@ -11,7 +11,7 @@ import click
 
 from batching.cli.access import Access
 from batching.errors import BatchingError, ConfigurationError, InvalidInputError, UnknownHandlerError
-from batching.settings import get_settings
+from batching.settings import get_settings, refuse_flaws
 
 #: Where each verb is. A verb's module is imported when the verb is called, so that no verb waits for another's imports.
 VERBS: Final = {
@@ -124,7 +124,9 @@ def cli(ctx: click.Context, database: str | None, broker: str | None, *, debug: 
     del debug  # read from the context by `Verbs.invoke`
     given = {"database_url": database, "broker_url": broker}
     overrides = {name: value for name, value in given.items() if value}
-    access = Access(get_settings().model_copy(update=overrides))
+    settings = get_settings().model_copy(update=overrides)
+    refuse_flaws(settings)
+    access = Access(settings)
     ctx.obj = access
     ctx.call_on_close(access.close)
 
