@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test faults mutations bench lint format audit clean
+.PHONY: help demo test faults soak mutations bench lint format audit clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
@@ -18,6 +18,9 @@ test: $(VENV)/.dev ## Lint, types, layers and all tests
 
 faults: $(VENV)/.dev ## All fault tests, with every point at every time it is reached: about half an hour
 	$(BIN)/python -m pytest tests/faults --exhaustive $(FAULTS)
+
+soak: $(VENV)/.dev ## Faults at random for MINUTES=n, watching for what grows; SEED=n repeats the dice
+	$(BIN)/python -m tests.faults.soak $(or $(MINUTES),10) $(SEED)
 
 mutations: $(VENV)/.dev ## Remove one guard at a time and see which test notices, about ten minutes; writes docs/mutations.md
 	$(BIN)/python -m tests.faults.mutations $(MUTATIONS)

@@ -9,6 +9,8 @@ import uuid
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from sqlalchemy.engine import make_url
+
 from tests.acceptance.stage import ONCE, Stage
 from tests.faults.oracle import Oracle
 from tests.support import eventually
@@ -34,6 +36,11 @@ class Scene(Stage):
     def oracle(self) -> Oracle:
         """Judges the end."""
         return Oracle(self.database, self.publisher)
+
+    @property
+    def database_name(self) -> str:
+        """As PostgreSQL calls it."""
+        return str(make_url(self.url).database)
 
     def submit(
         self, handler: str, payloads: Mapping[str, Any] | int, options: BatchOptions = ONCE, **more: Any

@@ -134,12 +134,18 @@ def test_sessions_of_postgresql_are_ended(scene_with_own_sql: Scene, own_postgre
     scene = scene_with_own_sql
     worker = scene.worker("--pool=prefork", "--concurrency=3")
     batch = scene.submit("work", short(800))
-    name = scene.url.rsplit("/", 1)[-1].split("?")[0]
-    with Nemesis(lambda _: own_postgres.disconnect(name), 0.7) as nemesis:
+    ended = 0
+
+    def end(_: random.Random) -> None:
+        nonlocal ended
+        ended += own_postgres.disconnect(scene.database_name)
+
+    with Nemesis(end, 0.7) as nemesis:
         eventually(lambda: len({entry.key for entry in scene.entries()}) == 800, 200, 0.2)
     scene.database.close()  # our own sessions were among them
     assert scene.finished(batch, 60).succeeded == 800
     assert nemesis.strikes >= 5
+    assert ended > nemesis.strikes
     assert worker.status == "running"
     # A claim whose COMMIT was not answered may be this worker's: given back, before anybody ran it
     scene.verdict(again={"given back"})
