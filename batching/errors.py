@@ -38,6 +38,10 @@ class PayloadError(BatchingError):
     """A payload is not what its handler takes; the profile fails."""
 
 
+class QueueFullError(BatchingError):
+    """A queue, or a group in it, holds as much as it may; nothing was submitted."""
+
+
 class UnknownBatchError(BatchingError):
     """No batch has this id."""
 

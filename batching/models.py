@@ -56,9 +56,15 @@ queues = Table(
     Column("draining", Boolean, nullable=False, server_default=false()),
     # So many profiles of its batches are dispatched or running at once, at most.
     Column("max_concurrency", Integer),
+    # So many batches are in line or run at once, at most, and so many of their profiles are unsettled: asked at submit.
+    Column("intake_batches", Integer),
+    Column("intake_profiles", Integer),
+    # Whether each group of the queue has that to itself.
+    Column("intake_per_group", Boolean, nullable=False, server_default=false()),
     Column("created_at", Timestamp, nullable=False, server_default=now()),
     CheckConstraint("max_running >= 1", name="max_running"),
     CheckConstraint("max_concurrency >= 1", name="max_concurrency"),
+    CheckConstraint("coalesce(intake_batches, 1) >= 1 AND coalesce(intake_profiles, 1) >= 1", name="intake"),
 )
 
 #: Token buckets, one per rate limit. The leader takes tokens in the transaction that dispatches (`moves/braking.py`).

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from batching.statistics import QueueView, Statistics
 
 _MOST: Final = 1_000_000
+_MOST_PROFILES: Final = 2_000_000_000
 
 
 class Queues:
@@ -48,13 +49,26 @@ class Queues:
                 return view
         raise _unknown(name)
 
-    def set(self, name: str, *, max_running: int | None = None, max_concurrency: int | None = None) -> QueueView:
+    def set(
+        self,
+        name: str,
+        *,
+        max_running: int | None = None,
+        max_concurrency: int | None = None,
+        intake_batches: int | None = None,
+        intake_profiles: int | None = None,
+        intake_per_group: bool | None = None,
+    ) -> QueueView:
         """Change what is given of a queue; made when it does not exist.
 
         Args:
             name: The queue's.
             max_running: So many of its batches run at once at least; when they cannot fill the workers, more.
             max_concurrency: So many of its profiles are in the broker or run at once at most; 0 takes the cap away.
+            intake_batches: So many of its batches are in line or run at most: more are refused at submit; 0 takes the
+                limit away. What is there already stays.
+            intake_profiles: So many of their profiles are unsettled at most; 0 takes the limit away.
+            intake_per_group: Whether each group of its batches has these two to itself.
 
         Raises:
             InvalidInputError: A number is out of range, or the name is none.
@@ -63,11 +77,17 @@ class Queues:
             raise InvalidInputError(
                 f"cannot set up the queue {name!r}: a queue's name has letters, digits, '_', '-' and '.', at most 64"
             )
-        changes: dict[str, int | None] = {}
+        changes: dict[str, int | bool | None] = {}
         if max_running is not None:
             changes["max_running"] = _whole(name, "max_running", max_running, 1)
         if max_concurrency is not None:
             changes["max_concurrency"] = _whole(name, "max_concurrency", max_concurrency, 0) or None
+        if intake_batches is not None:
+            changes["intake_batches"] = _whole(name, "intake_batches", intake_batches, 0) or None
+        if intake_profiles is not None:
+            changes["intake_profiles"] = _whole(name, "intake_profiles", intake_profiles, 0, _MOST_PROFILES) or None
+        if intake_per_group is not None:
+            changes["intake_per_group"] = intake_per_group
         with self._database.begin() as connection:
             queue_order.ensure_queue(connection, name)
         return self._change(name, **changes) if changes else self.get(name)
@@ -147,9 +167,9 @@ def _key(name: str, kind: LimitKind | str) -> LimitKey:
     return LimitKey(LimitKind(kind), name)
 
 
-def _whole(name: str, what: str, value: int, least: int) -> int:
-    if type(value) is not int or not least <= value <= _MOST:
-        raise InvalidInputError(f"{what} of {name} is a whole number from {least} to {_MOST:,}, not {value!r}")
+def _whole(name: str, what: str, value: int, least: int, most: int = _MOST) -> int:
+    if type(value) is not int or not least <= value <= most:
+        raise InvalidInputError(f"{what} of {name} is a whole number from {least} to {most:,}, not {value!r}")
     return value
 
 

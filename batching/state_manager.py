@@ -96,21 +96,28 @@ class BatchStateManager:
 
     def _write_whole(self, spec: BatchSpec, chunk: list[ProfileInput], announce: Callable[[], object] | None) -> str:
         if self.database.dialect == "postgresql" and not spec.replace_key:
-            with self.database.direct() as direct:
-                batch_id = whole.write_at_once(direct, spec, chunk, flushed=announce is None)
-                faults.reach("submit.written")
-                if announce is not None:
-                    # The leader begins while the disk is waited for: no profile runs before, since a claim is flushed.
-                    announce()
-                    faults.reach("submit.announced")
-                    direct.execute(whole.FLUSH, {})
-                return batch_id
+            try:
+                return self._write_at_once(spec, chunk, announce)
+            except IntegrityError as error:
+                if not whole.must_ask(error):
+                    raise
         with self.database.begin() as writing:
             batch_id = whole.write_whole(writing, spec, chunk)
         faults.reach("submit.written")
         if announce is not None:
             announce()
         return batch_id
+
+    def _write_at_once(self, spec: BatchSpec, chunk: list[ProfileInput], announce: Callable[[], object] | None) -> str:
+        with self.database.direct() as direct:
+            batch_id = whole.write_at_once(direct, spec, chunk, flushed=announce is None)
+            faults.reach("submit.written")
+            if announce is not None:
+                # The leader begins while the disk is waited for: no profile runs before, since a claim is flushed.
+                announce()
+                faults.reach("submit.announced")
+                direct.execute(whole.FLUSH, {})
+            return batch_id
 
     def add_profiles(self, batch_id: str, chunk: Iterable[ProfileInput], connection: Connection | None = None) -> int:
         if not self.database.streams:

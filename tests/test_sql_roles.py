@@ -11,7 +11,7 @@ from sqlalchemy import create_engine, func, make_url, select
 from batching import migration
 from batching.database import Database
 from batching.doctor import examine
-from batching.errors import BatchingError, InvalidInputError
+from batching.errors import BatchingError, InvalidInputError, NotPermittedError, QueueFullError
 from batching.models import batches, metadata, profiles
 from batching.queue_manager import QueueManager
 from batching.states import BatchState, StopTarget
@@ -98,6 +98,16 @@ def test_a_producer_submits_small_and_large_batches(producer: QueueManager, desk
     for batch in (small, large):
         assert desk.state(batch.id) is BatchState.QUEUED
         assert_accounted(desk.database, batch.id)
+
+
+def test_a_producer_is_held_to_the_limits_of_a_queue(producer: QueueManager, desk: Desk) -> None:
+    QueueManager(desk.database).queues.set("narrow", intake_batches=1, intake_profiles=2_000)
+    producer.submit(HANDLER, (f"k{number}" for number in range(1_500)), queue="narrow")
+
+    with pytest.raises(QueueFullError):
+        producer.submit(HANDLER, ["a"], queue="narrow")
+    with pytest.raises(NotPermittedError):
+        producer.queues.set("narrow", intake_batches=2)
 
 
 def test_a_producer_fills_open_batches_and_seals_them(producer: QueueManager, desk: Desk) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -49,19 +49,21 @@ def show_queue(access: Access, name: str, *, as_json: bool) -> None:
 @click.argument("name")
 @click.option("--max-running", type=click.IntRange(1), metavar="N", help="Batches at once, at least.")
 @click.option("--max-concurrency", type=click.IntRange(0), metavar="N", help="Profiles at once, at most; 0: no cap.")
+@click.option(
+    "--intake-batches", type=click.IntRange(0), metavar="N", help="Batches that it holds, at most; 0: no limit."
+)
+@click.option(
+    "--intake-profiles", type=click.IntRange(0), metavar="N", help="Unsettled profiles, at most; 0: no limit."
+)
+@click.option(
+    "--intake-per-group/--intake-together", default=None, help="Whether each group has these limits to itself."
+)
 @click.option("--rate", metavar="RATE", help="Profiles a second, at most, as 10/s or 600/m; 0: no limit.")
 @click.option("--burst", type=click.IntRange(1), metavar="N", help="With --rate: profiles that may go at once.")
 @json_flag
 @click.pass_obj
 def set_queue(
-    access: Access,
-    name: str,
-    *,
-    max_running: int | None,
-    max_concurrency: int | None,
-    rate: str | None,
-    burst: int | None,
-    as_json: bool,
+    access: Access, /, name: str, *, rate: str | None, burst: int | None, as_json: bool, **settings: Any
 ) -> None:
     """Change what is given of a queue.
 
@@ -69,7 +71,7 @@ def set_queue(
     """
     if burst is not None and rate in {None, "0"}:
         raise click.UsageError("--burst goes with --rate")
-    view = access.manager.queues.set(name, max_running=max_running, max_concurrency=max_concurrency)
+    view = access.manager.queues.set(name, **settings)
     if rate == "0":
         access.manager.limits.remove(name, kind=LimitKind.QUEUE)
     elif rate is not None:

@@ -9,7 +9,7 @@ from sqlalchemy import select, update
 
 from batching.errors import IllegalMoveError
 from batching.models import batches, profiles
-from batching.moves import counters
+from batching.moves import counters, room
 from batching.moves.loading import insert_profiles, numbers_by_key
 from batching.moves.rows import lock_batch, remember
 from batching.options import Difference, ProfileInput
@@ -91,11 +91,13 @@ def append(connection: Connection, batch_id: str, chunk: Sequence[ProfileInput],
     Raises:
         DuplicateKeyError: A key stands twice in the chunk; it is not written.
         IllegalMoveError: The batch is sealed, or over, or on its way there.
+        QueueFullError: The queue has no room for them.
     """
     batch = lock_batch(connection, batch_id)
     _check_open(batch, "append to")
     found = _compare(connection, batch_id, chunk, first)
     if found.new:
+        room.admit(connection, batch.queue, batch.group, len(found.new), appended=True)
         total = batch.total + len(found.new)
         grown = connection.execute(
             update(batches)

@@ -9,9 +9,9 @@ from sqlalchemy import Double, bindparam, delete, func, insert, literal, select,
 from sqlalchemy.exc import IntegrityError
 
 from batching.database import JSONText, Timestamp, is_unique_violation, later, never, now
-from batching.errors import IllegalMoveError
+from batching.errors import IllegalMoveError, QueueFullError
 from batching.models import ACTIVE, attempts, batches, history, labels, profiles
-from batching.moves import counters, queue_order
+from batching.moves import counters, queue_order, room
 from batching.moves.loading import LOADING_LEASE, LOADS
 from batching.options import BatchReceipt, BatchSpec
 from batching.specification import labels_of, moment_parameters
@@ -29,6 +29,14 @@ def create_batch(connection: Connection, spec: BatchSpec) -> BatchReceipt:
     queue_order.ensure_queue(connection, spec.queue)
     if spec.key is not None and spec.replace_key:
         release_key(connection, spec.queue, spec.key)
+    try:
+        # Early, so that nothing is loaded in vain; `seal` asks again, for the profiles too.
+        room.admit(connection, spec.queue, spec.group, 0)
+    except QueueFullError:
+        held = None if spec.key is None else find_key(connection, spec.queue, spec.key)
+        if held is None:
+            raise
+        return held
     while True:
         batch_id = str(uuid_utils.uuid7())
         try:
@@ -136,9 +144,18 @@ def seal(connection: Connection, batch_id: str, *, sealed: bool = True) -> int:
 
     Returns:
         The total number of profiles.
+
+    Raises:
+        QueueFullError: The queue has no room for it.
+        IllegalMoveError: It does not load any more.
     """
-    queue = connection.scalar(select(batches.c.queue).where(batches.c.id == batch_id))
-    position = queue_order.tail(connection, str(queue))
+    facts = connection.execute(
+        select(batches.c.queue, batches.c.group, batches.c.total).where(batches.c.id == batch_id)
+    ).one_or_none()
+    if facts is None:
+        raise _not_loading(batch_id)
+    room.admit(connection, *facts)
+    position = queue_order.tail(connection, facts.queue)
     total = connection.scalar(
         update(batches)
         .where(batches.c.id == batch_id, LOADS)
@@ -146,7 +163,7 @@ def seal(connection: Connection, batch_id: str, *, sealed: bool = True) -> int:
         .returning(batches.c.total)
     )
     if total is None:
-        raise IllegalMoveError(f"cannot seal batch {batch_id}: it does not load any more; submit it again")
+        raise _not_loading(batch_id)
     counters.open_with(connection, batch_id, {"pending": total})
     connection.execute(
         insert(history).values(
@@ -160,6 +177,10 @@ def seal(connection: Connection, batch_id: str, *, sealed: bool = True) -> int:
         )
     )
     return int(total)
+
+
+def _not_loading(batch_id: str) -> IllegalMoveError:
+    return IllegalMoveError(f"cannot seal batch {batch_id}: it does not load any more; submit it again")
 
 
 def delete_some(connection: Connection, batch_id: str, limit: int) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import uuid_utils
 from sqlalchemy import Boolean, Executable, Integer, String, Text, bindparam, func, insert, literal, select
@@ -11,6 +11,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from batching.database import Identifier, JSONText
 from batching.models import NOBODY, batches, counters, history, labels, queues
+from batching.moves import room
 from batching.moves.loading import insert_chunk, insert_profiles, parameters_of
 from batching.moves.statements import UNFLUSHED
 from batching.moves.submission import asked_parameters, asked_values, release_key, write_labels
@@ -20,6 +21,7 @@ from batching.states import BatchState
 
 if TYPE_CHECKING:
     from sqlalchemy import ColumnElement, Connection, Insert
+    from sqlalchemy.exc import DBAPIError
     from sqlalchemy.types import TypeEngine
 
     from batching.direct import Single
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 _BATCH = bindparam("batch", type_=Identifier())
 _QUEUE = bindparam("queue", type_=String(64))
 _TOTAL = bindparam("total", type_=Integer())
+#: PostgreSQL's word for a NULL where none may be.
+_NOT_NULL: Final = "23502"
 _LABELS: dict[str, TypeEngine[Any]] = {"name": String(64), "value": String(255)}
 
 
@@ -39,12 +43,15 @@ def write_whole(connection: Connection, spec: BatchSpec, chunk: list[ProfileInpu
     race of two producers with one key, UNIQUE (batch, key) refuses a key that stands twice; then nothing is written.
 
     Raises:
+        QueueFullError: The queue has no room for it.
         IntegrityError: One of the two; the transaction is of no more use.
     """
     if spec.key is not None and spec.replace_key:
         release_key(connection, spec.queue, spec.key)
+    # After that: whoever appends to the batch that gives its key up has its lock, too, when it asks for room.
+    room.admit(connection, spec.queue, spec.group, len(chunk))
     if connection.dialect.name == "postgresql":
-        return write_at_once(connection, spec, chunk)
+        return write_at_once(connection, spec, chunk, admitted=True)
     values = _values(spec, len(chunk))
     for statement in _rows("sqlite"):
         connection.execute(statement, values)
@@ -53,7 +60,9 @@ def write_whole(connection: Connection, spec: BatchSpec, chunk: list[ProfileInpu
     return str(values["batch"])
 
 
-def write_at_once(connection: Single, spec: BatchSpec, chunk: list[ProfileInput], *, flushed: bool = True) -> str:
+def write_at_once(
+    connection: Single, spec: BatchSpec, chunk: list[ProfileInput], *, flushed: bool = True, admitted: bool = False
+) -> str:
     """What `write_whole` does on PostgreSQL, by one statement, which needs no transaction around it.
 
     Args:
@@ -62,13 +71,25 @@ def write_at_once(connection: Single, spec: BatchSpec, chunk: list[ProfileInput]
         chunk: As for `write_whole`.
         flushed: False without a transaction around it, for a COMMIT that does not wait for the disk: others see the
             batch at once, and it must not be reported as submitted before `FLUSH` was executed too.
+        admitted: Whether the queue was asked for room, in this transaction.
+
+    Raises:
+        IntegrityError: As `write_whole`; also, without being admitted, of a queue that has to be asked: see `must_ask`.
     """
     values = _values(spec, len(chunk))
     found_by = list(labels_of(spec))
-    statement = _all_at_once(with_profiles=bool(chunk), with_labels=bool(found_by), flushed=flushed)
+    statement = _all_at_once(with_profiles=bool(chunk), with_labels=bool(found_by), flushed=flushed, admitted=admitted)
     given = values | parameters_of("postgresql", chunk)
     connection.execute(statement, given | encode_rows("postgresql", "labels", _LABELS, found_by) if found_by else given)
     return str(values["batch"])
+
+
+def must_ask(error: DBAPIError) -> bool:
+    """Whether a batch was refused since its queue has a limit: its queue was written as NULL then."""
+    if getattr(error.orig, "sqlstate", None) != _NOT_NULL:
+        return False
+    missing: Any = getattr(error.orig, "diag", None)
+    return (missing.table_name, missing.column_name) == (batches.name, batches.c.queue.name)
 
 
 #: Returns when everything that was committed before is on the disk: it writes a line of its own into the log, which is
@@ -95,9 +116,9 @@ def _values(spec: BatchSpec, total: int) -> dict[str, Any]:
 
 
 @lru_cache
-def _all_at_once(*, with_profiles: bool, with_labels: bool, flushed: bool) -> Executable:
+def _all_at_once(*, with_profiles: bool, with_labels: bool, flushed: bool, admitted: bool) -> Executable:
     """One statement: foreign keys are checked at its end, when everything is there."""
-    rows = _rows("postgresql", flushed=flushed)
+    rows = _rows("postgresql", flushed=flushed, admitted=admitted)
     if with_labels:
         rows.append(_insert_labels())
     *others, last = [*rows, *([insert_chunk("postgresql")] if with_profiles else [])]
@@ -109,12 +130,14 @@ def _insert_labels() -> Insert:
     return insert(labels).from_select(["batch_id", *_LABELS], select(_BATCH, *(given.c[name] for name in _LABELS)))
 
 
-def _rows(dialect: str, *, flushed: bool = True) -> list[Insert]:
+def _rows(dialect: str, *, flushed: bool = True, admitted: bool = True) -> list[Insert]:
     """Everything but the profiles, in the order of the foreign keys."""
+    # A queue with a limit is asked before: this statement cannot wait for other producers and then look again.
+    open_queue = select(_QUEUE).where(~room.is_limited(_QUEUE)).scalar_subquery()
     build = postgresql if dialect == "postgresql" else sqlite
     batch = insert(batches).values(
         id=_BATCH,
-        queue=_QUEUE,
+        queue=_QUEUE if admitted else open_queue,
         key=bindparam("key", type_=String(255)),
         name=bindparam("name", type_=String(255)),
         handler=bindparam("handler", type_=String(255)),

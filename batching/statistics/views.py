@@ -267,6 +267,12 @@ class QueueView(_AsJSON):
     """Nothing is promoted; what runs goes on."""
     max_concurrency: int | None
     """Profiles in the broker or running at once, at most; None: no cap."""
+    intake_batches: int | None
+    """Batches in line or running, at most; None: no limit."""
+    intake_profiles: int | None
+    """Unsettled profiles of those, at most; None: no limit."""
+    intake_per_group: bool
+    """Whether each group of batches has that to itself."""
     created_at: datetime
     queued: int
     running: int
