@@ -13,7 +13,9 @@ from sqlalchemy.orm import Session
 from batching.database import Database, later
 from batching.errors import IllegalMoveError, InvalidInputError, UnknownBatchError
 from batching.models import batches, profiles
+from batching.moves import appending
 from batching.options import BatchOptions
+from batching.parameters import encode_rows
 from batching.queue_manager import QueueManager
 from batching.states import BatchState, ProfileState
 from tests.accounting import (
@@ -79,6 +81,20 @@ def test_a_large_batch_is_compared_in_chunks_and_nothing_is_written(queue: Queue
     assert not [each for each in seen if each.startswith(("INSERT", "UPDATE", "DELETE"))]
     assert len(seen) < 40  # a few for each chunk
     assert assert_accounted(queue.database, first.id).pending == 2_500
+
+
+def test_each_key_is_looked_up_through_the_index_of_keys(queue: QueueManager) -> None:
+    """Also in a batch that has just come, of which PostgreSQL has no statistics."""
+    batch = queue.submit(HANDLER, map(str, range(3_000)))
+    dialect = queue.database.dialect
+    given = encode_rows(dialect, "wanted", appending._KEYS, [("1",), ("2",)])
+    asked = appending._look_up(dialect, "payload").params(batch=batch.id, **given)
+    with queue.database.read() as connection:
+        sql = asked.compile(connection, compile_kwargs={"literal_binds": True})
+        explain = "EXPLAIN QUERY PLAN" if dialect == "sqlite" else "EXPLAIN"
+        plan = "\n".join(str(row[-1]) for row in connection.exec_driver_sql(f"{explain} {sql}"))
+        assert appending.payloads(connection, batch.id, ["1", "no", 'a"\\{}', "2"]) == {"1": "null", "2": "null"}
+    assert "profiles_batch_id_key_key" in plan
 
 
 def test_a_key_that_stands_twice_in_what_is_compared_is_refused(queue: QueueManager) -> None:

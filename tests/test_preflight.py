@@ -245,6 +245,7 @@ def test_a_dry_run_from_the_command_line(desk: Desk, database: Database, tmp_pat
 
     told = run("--dry-run")
     assert told.exit_code == 1
+    assert "estimate  unknown: no batch of this handler has been measured yet" in told.output
     assert "problem   line 2 of" in told.output or "problem   line 2, profile 'b'" in told.output
     found = json.loads(run("--dry-run", "--json").stdout)
     assert (found["ok"], found["profiles"], found["workers"], len(found["problems"])) == (False, 2, 1, 1)

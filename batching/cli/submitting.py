@@ -138,12 +138,12 @@ def _report(found: Preflight, *, as_json: bool) -> int:
     if as_json:
         print_json(found.as_json())
         return 0 if found.ok else 1
-    left = "unknown" if found.estimated_seconds is None else duration(found.estimated_seconds)
+    seconds = found.estimated_seconds
     lines = {
         "profiles": f"{found.profiles:,}, {found.bytes:,} bytes of payload",
         "payloads": found.checked_by,
         "workers": f"{found.workers:,} live, {found.slots:,} slots",
-        "estimate": f"{left} ({found.basis})",
+        "estimate": found.basis if seconds is None else f"{duration(seconds)} ({found.basis})",
         "key": "" if found.batch_id is None else f"names batch {found.batch_id}: they would be compared with it",
     }
     for label, value in lines.items():

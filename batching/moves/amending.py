@@ -10,11 +10,11 @@ from batching.errors import IllegalMoveError, InvalidInputError
 from batching.models import profiles
 from batching.moves import batch as batch_moves
 from batching.moves import bulk, queue_order
-from batching.moves.appending import says_the_same
+from batching.moves.appending import look_up, says_the_same
 from batching.moves.loading import numbers_by_key
 from batching.moves.rows import lock_batch, read_batches, remember
 from batching.options import Amended
-from batching.parameters import encode_rows, parameter_rows
+from batching.parameters import encode_rows, is_among, parameter_rows
 from batching.states import TERMINAL_BATCH_STATES, BatchState, ProfileState, effective_state
 
 if TYPE_CHECKING:
@@ -75,10 +75,12 @@ def _look_at(
     connection: Connection, batch_id: str, chunk: Sequence[ProfileInput], moves: Mapping[int, BulkMove]
 ) -> _Step:
     numbers_by_key((each.key for each in chunk), 1)
+    numbers = look_up(connection, batch_id, [each.key for each in chunk], profiles.c.number)
     rows = connection.execute(
         select(profiles.c.key, profiles.c.number, profiles.c.state, profiles.c.generation, profiles.c.payload).where(
-            profiles.c.batch_id == batch_id, profiles.c.key.in_([each.key for each in chunk])
-        )
+            profiles.c.batch_id == batch_id, is_among(connection.dialect.name, profiles.c.number, "numbers")
+        ),
+        {"numbers": list(numbers.values())},
     )
     stored = {row.key: row for row in rows}
     changed = []

@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, NamedTuple
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sqlalchemy import select, update
+from sqlalchemy import String, bindparam, select, update
 
+from batching.database import Identifier
 from batching.errors import IllegalMoveError
 from batching.models import batches, profiles
 from batching.moves import counters, room
 from batching.moves.loading import insert_profiles, numbers_by_key
 from batching.moves.rows import lock_batch, remember
 from batching.options import Difference, ProfileInput
+from batching.parameters import encode_rows, parameter_rows
 from batching.states import TERMINAL_BATCH_STATES, BatchState, StopTarget
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from sqlalchemy import Connection
+    from sqlalchemy import Column, Connection, Select
+    from sqlalchemy.types import TypeEngine
 
     from batching.moves.rows import BatchRow
 
-#: Keys in one look-up.
-_KEYS = 500
+_KEYS: dict[str, TypeEngine[Any]] = {"key": String(255)}
 #: Targets of a stop after which a batch goes on.
 _PASSING = frozenset({None, StopTarget.PAUSED, StopTarget.REQUEUE})
 
@@ -59,16 +62,30 @@ def _compare(connection: Connection, batch_id: str, chunk: Sequence[ProfileInput
 
 
 def payloads(connection: Connection, batch_id: str, keys: Sequence[str]) -> dict[str, str]:
-    """The payloads, as stored, of those of these keys that the batch has; through the index of its keys."""
-    found: dict[str, str] = {}
-    for start in range(0, len(keys), _KEYS):
-        rows = connection.execute(
-            select(profiles.c.key, profiles.c.payload).where(
-                profiles.c.batch_id == batch_id, profiles.c.key.in_(keys[start : start + _KEYS])
-            )
-        )
-        found.update((row.key, row.payload) for row in rows)
-    return found
+    """The payloads, as stored, of those of these keys that the batch has."""
+    return look_up(connection, batch_id, keys, profiles.c.payload)
+
+
+def look_up(connection: Connection, batch_id: str, keys: Sequence[str], column: Column[Any]) -> dict[str, Any]:
+    """What a column says of those of these keys that the batch has; each key through the index of keys."""
+    if not keys:
+        return {}
+    dialect = connection.dialect.name
+    parameters = encode_rows(dialect, "wanted", _KEYS, [(key,) for key in keys])
+    rows = connection.execute(_look_up(dialect, column.name), {**parameters, "batch": batch_id})
+    return {key: value for key, value in rows if value is not None}
+
+
+@lru_cache
+def _look_up(dialect: str, column: str) -> Select[Any]:
+    """A subquery for each key: joined, or in a list, they would have PostgreSQL read all of a batch that is new to it.
+
+    It has no statistics yet, and believes that a batch is a few rows, whatever index leads to them.
+    """
+    wanted = parameter_rows(dialect, "wanted", _KEYS)
+    batch = bindparam("batch", type_=Identifier())
+    found = select(profiles.c[column]).where(profiles.c.batch_id == batch, profiles.c.key == wanted.c.key)
+    return select(wanted.c.key, found.scalar_subquery())
 
 
 def says_the_same(one: str, other: str) -> bool:
