@@ -284,8 +284,11 @@ class IBatchStateManager(Protocol):
     def conclude(self, batch_ids: Iterable[str]) -> list[str]:
         """Finish what has nothing unsettled, stop what spent its budget, reach the target of what stopped."""
 
-    def stop(self, batch_id: str, target: StopTarget, reason: str) -> BatchState:
-        """Pause, cancel, expire: the batch heads for `target`; returns its state after the call."""
+    def stop(self, batch_id: str, target: StopTarget, reason: str, *, interrupt: bool = False) -> BatchState:
+        """Pause, cancel, expire: the batch heads for `target`; returns its state after the call.
+
+        With `interrupt`, what runs of it is not waited for but interrupted, where its worker's pool can do so.
+        """
 
     def resume(self, batch_id: str) -> BatchState:
         """Paused -> queued, at its old position."""

@@ -22,7 +22,16 @@ from sqlalchemy import (
 )
 
 from batching.database import BigNumber, Identifier, JSONText, Timestamp, never, now
-from batching.states import BatchState, BulkMove, CallbackEvent, CallbackState, LimitKind, ProfileState, StopTarget
+from batching.states import (
+    BatchState,
+    BulkMove,
+    CallbackEvent,
+    CallbackState,
+    DependsOn,
+    LimitKind,
+    ProfileState,
+    StopTarget,
+)
 
 #: The worker id of writes that no worker makes: submission and verbs.
 NOBODY: Final = "00000000-0000-0000-0000-000000000000"
@@ -95,6 +104,8 @@ batches = Table(
     # Set exactly while `stopping`: what the batch becomes when none of its profiles runs.
     Column("target", String(12)),
     Column("reason", Text),
+    # With `stopping`, for a cancel: what runs of it is not waited for but interrupted, where its pool can do so.
+    Column("interrupt", Boolean, nullable=False, server_default=false()),
     Column("priority", Integer, nullable=False, server_default=text("0")),
     # Groups of one priority take turns; the empty text is a group too: that of the batches that name none.
     Column("group", String(255), nullable=False, server_default=text("''")),
@@ -117,6 +128,8 @@ batches = Table(
     Column("rewrite_cursor", Integer, nullable=False, server_default=text("0")),
     # `execute_batch` asked for promotion ahead of the turn.
     Column("urgent", Boolean, nullable=False, server_default=false()),
+    # It waits for other batches: see `dependencies`, of which this is the sum.
+    Column("awaiting", Boolean, nullable=False, server_default=false()),
     # A scheduled start; `not_before` is what is waited for, this is what `resume` restores.
     Column("start_at", Timestamp),
     # The end of its completion window; `never()` for none, so that one index orders those with and without.
@@ -186,6 +199,22 @@ Index("batches_deadline_idx", batches.c.deadline, postgresql_where=HAS_DEADLINE,
 # Retention: the oldest finished first.
 _FINISHED = text("finished_at IS NOT NULL")
 Index("batches_finished_idx", batches.c.finished_at, postgresql_where=_FINISHED, sqlite_where=_FINISHED)
+
+#: Which batches a batch waits for before it may start. Written when it is submitted, of batches that exist by then: so
+#: there is no cycle, since the last batch of one would have had to wait for a batch that was not there yet.
+dependencies = Table(
+    "dependencies",
+    metadata,
+    Column("batch_id", Identifier, ForeignKey("batches.id", ondelete="CASCADE"), primary_key=True),
+    # No batch is pruned while another waits for it (`moves/submission.py: condemn`).
+    Column("on_batch_id", Identifier, ForeignKey("batches.id", ondelete="CASCADE"), primary_key=True),
+    Column("wants", String(8), nullable=False),
+    Column("met_at", Timestamp),
+    CheckConstraint(_one_of("wants", DependsOn), name="wants"),
+    CheckConstraint("batch_id <> on_batch_id", name="not_itself"),
+)
+UNMET: Final = text("met_at IS NULL")
+Index("dependencies_unmet_idx", dependencies.c.on_batch_id, postgresql_where=UNMET, sqlite_where=UNMET)
 
 #: When each group of a queue had its last turn, inside each priority: the memory of the round robin (`moves/turns.py`).
 turns = Table(
@@ -433,11 +462,13 @@ __all__ = [
     "NOBODY",
     "SCHEDULED",
     "UNDELIVERED",
+    "UNMET",
     "attempts",
     "batches",
     "bulk_moves",
     "callbacks",
     "counters",
+    "dependencies",
     "handler_schemas",
     "history",
     "labels",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 from batching.brakes import LIMIT_NAME, parse_rate
 from batching.callbacks import check_target
 from batching.errors import InvalidInputError
-from batching.states import CallbackEvent
+from batching.states import CallbackEvent, DependsOn
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 #: Buckets that one batch takes tokens from: each is a row that its dispatches lock.
 _MOST_LIMITS = 10
+#: Seconds of the longest time limit: a week.
+_LONGEST = 604_800
 
 
 class Requeue(StrEnum):
@@ -51,6 +53,9 @@ class BatchOptions:
         max_concurrency: Ceiling of its profiles that are in the broker or run at once; None for no cap.
         rate_limit: Profiles a second that are dispatched, at most, as a number or as `600/m`; None for no limit.
         rate_limits: Names of limits that it shares with others, as operators set them.
+        soft_time_limit: Seconds after which a run is told that its time is up, in place of the handler's own limit;
+            only workers of the prefork pool can keep it.
+        time_limit: Seconds after which a run is killed, in place of the handler's own limit; as above.
         retry_backoff: Seconds before the second attempt; doubles each time, with full jitter.
         retry_backoff_max: Ceiling of that back-off in seconds.
         pass_backoff: Seconds before the second pass; doubles each time.
@@ -70,6 +75,8 @@ class BatchOptions:
     max_concurrency: int | None = None
     rate_limit: float | None = None
     rate_limits: tuple[str, ...] = ()
+    soft_time_limit: float | None = None
+    time_limit: float | None = None
     retry_backoff: float = 1.0
     retry_backoff_max: float = 300.0
     pass_backoff: float = 1.0
@@ -104,6 +111,21 @@ class BatchOptions:
         if self.rate_limit is not None:
             object.__setattr__(self, "rate_limit", parse_rate(self.rate_limit, "option rate_limit"))
         object.__setattr__(self, "rate_limits", _names(self.rate_limits))
+        for name in ("soft_time_limit", "time_limit"):
+            value = getattr(self, name)
+            good = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= _LONGEST
+            if value is not None and not good:
+                raise InvalidInputError(f"option {name} takes seconds, over 0 and up to {_LONGEST:,}, not {value!r}")
+        if self.is_timed and (self.soft_time_limit or 0) >= (self.time_limit or _LONGEST + 1):
+            raise InvalidInputError(
+                f"option soft_time_limit has to be below time_limit: {self.soft_time_limit:g} is not below "
+                f"{self.time_limit:g} seconds"
+            )
+
+    @property
+    def is_timed(self) -> bool:
+        """Whether its runs have time limits of the batch's own."""
+        return self.soft_time_limit is not None or self.time_limit is not None
 
     def callback(self, event: CallbackEvent) -> str | None:
         """Who is told of an event; None: nobody."""
@@ -130,8 +152,9 @@ class BatchOptions:
             raise InvalidInputError(f"option {name} takes a whole number from {low} to {high:,}, not {value!r}")
 
     def as_dict(self) -> dict[str, Any]:
-        """As stored with the batch."""
-        return {each.name: getattr(self, each.name) for each in fields(self)}
+        """As stored with the batch, and read back: JSON has lists, and no tuples."""
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> BatchOptions:
@@ -180,6 +203,26 @@ class ProfileInput(NamedTuple):
     payload: str
 
 
+class After(NamedTuple):
+    """A batch that another one waits for: its id or its key, and what is wanted of it."""
+
+    name: str
+    wants: DependsOn
+
+    @classmethod
+    def of(cls, given: Any, wants: DependsOn) -> After:
+        """From a text, with `:success` or `:any` behind it or not; or from a handle on the batch.
+
+        Raises:
+            InvalidInputError: It is neither.
+        """
+        text = getattr(given, "id", given)
+        if not isinstance(text, str) or not text:
+            raise InvalidInputError(f"after takes ids or keys of batches, not {given!r}")
+        name, colon, behind = text.rpartition(":")
+        return cls(name, DependsOn(behind)) if colon and name and behind in set(DependsOn) else cls(text, wants)
+
+
 class Asked(TypedDict, total=False):
     """What can be said about a batch beside its handler and its profiles: the keywords of `submit` and `open`."""
 
@@ -205,6 +248,10 @@ class Asked(TypedDict, total=False):
     """Texts to find it by."""
     properties: Mapping[str, Any]
     """Names and JSON values; what is no object or array, it can be found by."""
+    after: Iterable[Any]
+    """Batches that it waits for: their ids, or keys in the same queue, or handles; a text may end in `:any`."""
+    on: str
+    """What it wants of them: `success`, if it is not said, or `any` end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,6 +272,7 @@ class BatchSpec:
     deadline: datetime | float | None = None
     tags: tuple[str, ...] = ()
     properties: Mapping[str, Any] = field(default_factory=dict)
+    after: tuple[After, ...] = ()
     sealed: bool = True
     """False: it is open, and takes more profiles until it is sealed."""
 
@@ -242,6 +290,11 @@ class BatchSpec:
             if name not in Asked.__annotations__:
                 raise TypeError(f"a batch has no {name!r}; it has {', '.join(Asked.__annotations__)}")
         tags = asked.get("tags", ())
+        try:
+            on = DependsOn(asked.get("on", DependsOn.SUCCESS))
+        except ValueError:
+            raise InvalidInputError(f"on takes success or any, not {asked['on']!r}") from None
+        after = asked.get("after") or ()
         return cls(
             handler=handler,
             name=asked.get("name") or str(handler),
@@ -255,6 +308,7 @@ class BatchSpec:
             tags=(tags,) if isinstance(tags, str) else tuple(tags),
             properties=dict(asked.get("properties") or {}),
             group=asked.get("group") or "",
+            after=tuple(After.of(each, on) for each in ((after,) if isinstance(after, str) else after)),
             sealed=sealed,
         )
 

@@ -11,7 +11,7 @@ from sqlalchemy import Double, and_, exists, func, literal, literal_column, null
 
 from batching.database import age, now
 from batching.models import ACTIVE, HAS_DEADLINE, LINE_ORDER, SCHEDULED, batches, queues, rate_limits
-from batching.moves import braking, leadership, turns
+from batching.moves import braking, dependencies, leadership, turns
 from batching.moves.rows import as_counted, counted_batches
 from batching.states import BatchState
 
@@ -60,6 +60,8 @@ class Outlook:
     """Batches with bulk moves that are not written into their rows yet."""
     overdue: list[str]
     """Batches whose deadline has passed, the earliest first."""
+    released: list[str]
+    """Batches that wait for one that is over."""
     alarm: float
     """Seconds until the next scheduled start, end of a back-off, or deadline."""
 
@@ -108,6 +110,7 @@ def look(database: Database, worker_lease: float) -> Outlook:
             if any(row.limited for row in queues_)
             else {},
             unwritten=[row.id for row in due if row.what == "write"],
+            released=[row.id for row in due if row.what == "release"],
             overdue=[row.id for row in due if row.what == "expire" and row.left <= 0],
             alarm=min((row.left for row in due if row.left is not None and row.left > 0), default=math.inf),
         )
@@ -129,11 +132,13 @@ _starts = select(func.min(batches.c.not_before).label("at")).where(
     batches.c.not_before > select(now()).scalar_subquery(),
 )
 _write, _end, _start = _unwritten.subquery("unwritten"), _ends.subquery("ends"), _starts.subquery("starts")
+_release = dependencies.due().subquery("released")
 #: What is due beside dispatching, each through an index of its own: bulk moves to be written into rows; deadlines, with
-#: the seconds that are left; and the seconds until one more batch may be promoted.
+#: the seconds that are left; batches that wait for one that is over; and the seconds until one more may be promoted.
 _DUE = union_all(
     select(literal("write").label("what"), _write.c.id, literal(None, Double()).label("left")),
     select(literal("expire"), _end.c.id, _end.c.left),
+    select(literal("release"), _release.c.id, null()),
     select(literal("promote"), null(), -age(_start.c.at)),
 )
 

@@ -182,6 +182,7 @@ class QueueManager:
                 answer got lost. With a `key`, submitting again is safe either way.
         """
         spec = BatchSpec.of(handler, asked, sealed=seal)
+        self._check_pools(spec)
         limits = Limits.from_settings(self.settings)
         if check:
             profiles = preflight.checked(self.database, spec, profiles, limits, self.settings.worker_lease)
@@ -277,9 +278,25 @@ class QueueManager:
         """Stop dispatching a batch and put it aside; what runs may settle. Acts at once, however large it is."""
         return self._stop(batch_id, StopTarget.PAUSED, reason or "paused by a person")
 
-    def cancel(self, batch_id: str, reason: str = "") -> BatchState:
-        """End a batch: what waits is cancelled at once, what runs may settle."""
-        return self._stop(batch_id, StopTarget.CANCELLED, reason or "cancelled by a person")
+    def cancel(self, batch_id: str, reason: str = "", *, running: str = "finish") -> BatchState:
+        """End a batch: what waits is cancelled at once.
+
+        Args:
+            batch_id: Which batch.
+            reason: Kept in its history.
+            running: What becomes of what runs: `finish` lets it settle; `terminate` interrupts it within a second in
+                workers of the prefork pool, and it is cancelled. In other pools it runs to its end, since nothing can
+                interrupt it: `statistics.uninterruptible` tells how much that is.
+
+        Raises:
+            IllegalMoveError: The batch has ended.
+            InvalidInputError: `running` is neither of these.
+        """
+        if running not in {"finish", "terminate"}:
+            raise InvalidInputError(f"cannot cancel {batch_id}: running takes finish or terminate, not {running!r}")
+        said = reason or "cancelled by a person"
+        interrupt = running == "terminate"
+        return self._rung(self.state_manager.stop(batch_id, StopTarget.CANCELLED, said, interrupt=interrupt))
 
     def resume(self, batch_id: str) -> BatchState:
         """Return a paused batch to its old position in line."""
@@ -369,6 +386,18 @@ class QueueManager:
             self.database.close()
         if self.__dict__.get("_doorbell") is not None:
             self.__dict__.pop("_doorbell").close()
+
+    def _check_pools(self, spec: BatchSpec) -> None:
+        """Refuse time limits that no live worker of the lane can keep; without one, the worker that comes will tell."""
+        if not spec.options.is_timed:
+            return
+        pools = {each.pool for each in self.statistics.workers() if each.serves(spec.queue, spec.handler)}
+        if pools and "prefork" not in pools:
+            raise InvalidInputError(
+                f"cannot submit to {spec.handler} in the queue {spec.queue} with a time limit: its live workers are of "
+                f"the pool {', '.join(sorted(pools))}, which cannot interrupt what they run; serve it by a worker with "
+                "--pool=prefork, or drop soft_time_limit and time_limit"
+            )
 
     @cached_property
     def _doorbell(self) -> Doorbell | None:

@@ -63,6 +63,11 @@ class WorkerRegistry:
             found = rows.read_batches(reading, batch_ids)
         return {batch.id for batch in found.values() if batch.state is BatchState.STOPPING}
 
+    def interrupted(self, batch_ids: Collection[str]) -> set[str]:
+        """Those of these batches that were cancelled together with what runs of them."""
+        with self._database.read() as reading:
+            return rows.interrupted(reading, batch_ids)
+
     def queues(self) -> list[str]:
         """The names of all queues."""
         with self._database.read() as reading:

@@ -26,6 +26,8 @@ _PROPERTIES: Final = 50
 _PROPERTY_NAME_LIMIT: Final = 64
 #: Bytes of all properties as JSON.
 _PROPERTIES_LIMIT: Final = 8_192
+#: Batches that one batch waits for.
+_AFTER: Final = 100
 #: Characters of a property's value that it can be found by.
 _FOUND_BY: Final = 255
 
@@ -59,6 +61,8 @@ def check_spec(spec: BatchSpec, limits: Limits) -> None:
         )
     if spec.key is not None:
         check_key(spec.key, limits, "the batch key")
+    if len(spec.after) > _AFTER:
+        raise InvalidInputError(f"cannot submit after {len(spec.after)} batches: at most {_AFTER}")
     check_moment("start_at", spec.start_at)
     check_moment("deadline", spec.deadline)
     _check_tags(spec.tags)

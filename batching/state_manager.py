@@ -95,7 +95,7 @@ class BatchStateManager:
             # The key's holder gave it up, or was deleted, between the two statements: it is free.
 
     def _write_whole(self, spec: BatchSpec, chunk: list[ProfileInput], announce: Callable[[], object] | None) -> str:
-        if self.database.dialect == "postgresql" and not spec.replace_key:
+        if self.database.dialect == "postgresql" and not spec.replace_key and not spec.after:
             try:
                 return self._write_at_once(spec, chunk, announce)
             except IntegrityError as error:
@@ -329,9 +329,9 @@ class BatchStateManager:
 
     # --- verbs
 
-    def stop(self, batch_id: str, target: StopTarget, reason: str) -> BatchState:
+    def stop(self, batch_id: str, target: StopTarget, reason: str, *, interrupt: bool = False) -> BatchState:
         with self.database.begin() as writing:
-            state = batch_moves.stop(writing, batch_id, target, reason)
+            state = batch_moves.stop(writing, batch_id, target, reason, interrupt=interrupt)
         faults.reach("stop.committed")
         return state
 
@@ -339,6 +339,11 @@ class BatchStateManager:
         """Stop a batch whose deadline has passed; returns whether it was for this call to do so."""
         with self.database.begin() as writing:
             return batch_moves.expire(writing, batch_id)
+
+    def release(self, batch_id: str) -> bool:
+        """Look again at what a batch waits for; whether that is less than before."""
+        with self.database.begin() as writing:
+            return batch_moves.release(writing, batch_id)
 
     def resume(self, batch_id: str) -> BatchState:
         with self.database.begin() as writing:

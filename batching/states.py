@@ -112,6 +112,15 @@ class CallbackState(StrEnum):
     """Its attempts are used up. `batching callbacks retry` makes it wait again."""
 
 
+class DependsOn(StrEnum):
+    """What a batch wants of another one that it waits for."""
+
+    SUCCESS = "success"
+    """That it succeeds; if it ends otherwise, the one that waits is cancelled."""
+    ANY = "any"
+    """That it ends, however."""
+
+
 class LimitKind(StrEnum):
     """What a rate limit is of: with its name, it names the limit."""
 

@@ -299,6 +299,33 @@ def test_a_limit_is_changed_and_removed_and_keeps_what_it_had(manager: QueueMana
         manager.limits.set("a b", 1)
 
 
+# --- why
+
+
+@pytest.mark.parametrize("kind", ["own", LimitKind.KEY, LimitKind.HANDLER, LimitKind.QUEUE])
+def test_a_batch_that_a_limit_holds_back_says_so(leader: Leader, manager: QueueManager, kind: str) -> None:
+    name = {LimitKind.HANDLER: HANDLER, LimitKind.QUEUE: "default", LimitKind.KEY: "crm-api"}.get(kind)  # type: ignore[call-overload]
+    if name is not None:
+        manager.limits.set(name, 0.001, burst=1, kind=kind)
+    batch_id = leader.desk.submit(5, rate_limits=("crm-api",), rate_limit=0.001 if name is None else None)
+    leader.ticks(2)
+    assert manager.get(batch_id).progress().reason == ""  # one is on its way
+    leader.work()
+    leader.ticks(2)
+    whose = "its own rate limit" if name is None else f"the rate limit of {kind} {name}"
+    assert manager.get(batch_id).progress().reason == f"waits for {whose}, 0.001 profiles a second"
+
+
+def test_a_batch_whose_queue_is_at_its_cap_says_so_and_others_do_not(leader: Leader, manager: QueueManager) -> None:
+    manager.queues.set("default", max_concurrency=2, max_running=2)
+    first, second = leader.desk.submit(5), leader.desk.submit(5)
+    leader.ticks(3)
+    assert manager.get(first).progress().reason == ""
+    assert manager.get(second).progress().reason == "queue default is at its cap of 2 profiles at once"
+    manager.queues.pause("default")
+    assert manager.get(second).progress().reason == "queue default is paused"
+
+
 # --- queues
 
 

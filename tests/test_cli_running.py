@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from tests.test_cli_reading import HANDLER, call, document, manager, run, submit  # noqa: F401 - fixtures among them
@@ -28,6 +29,7 @@ def test_groups_take_turns_in_the_places_that_are_shown(
     assert [shown[each] for each in ids] == [(1, "a"), (3, "a"), (2, "b")]
     assert [each["id"] for each in document(run("list", "--json"))] == [ids[0], ids[2], ids[1]]
     assert "group b" in run("show", ids[2]).output
+    assert re.search(r"options +defaults", run("show", ids[2]).output)
     assert manager.get(ids[1]).progress().place == 3
 
 
@@ -93,3 +95,20 @@ def test_limits_are_set_listed_and_removed(
     assert "there is no limit" in run("limit", "remove", "crm-api").output
     assert [each["kind"] for each in document(run("limit", "list", "--json"))] == ["handler"]
     assert run("limit", "set", "crm-api", "fast").exit_code == 2
+
+
+def test_a_batch_is_submitted_after_others(
+    run: Callable[..., Result],  # noqa: F811 - the fixture
+    manager: QueueManager,  # noqa: F811 - the fixture
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "lines.txt"
+    file.write_text("one\n")
+    first, keyed = submit(manager), submit(manager, key="nightly")
+    after = ("--after", f"{first.id}:any", "--after", "nightly")
+    sent = document(run("submit", HANDLER, file, *after, "--json"))
+    shown = document(run("show", sent["id"], "--json"))
+    assert shown["waits_for"] == sorted([first.id, keyed.id])
+    assert f"waits for batch {min(first.id, keyed.id)} to " in run("show", sent["id"]).output
+    refused = run("submit", HANDLER, file, "--after", "yesterday")
+    assert (refused.exit_code, "there is no batch" in refused.stderr) == (2, True)

@@ -229,6 +229,18 @@ def test_a_paused_queue_and_a_batch_that_left_get_no_turn(desk: Desk) -> None:
     assert promotions(desk, 3) == [a2, b1, None]
 
 
+def test_inside_a_group_the_earliest_deadline_goes_first_and_holds_up_no_other_group(desk: Desk) -> None:
+    a1, a2, a3, b1, b2 = submit(desk, "a", "a", "a", "b", "b")
+    plant_batch(desk.database, a3, deadline=later(literal(600.0)))
+    plant_batch(desk.database, a2, deadline=later(literal(900.0)))
+    assert line(desk) == [a3, b1, a2, b2, a1]
+    # A position orders what has the same deadline, or none.
+    desk.states.move(a1, 1)
+    desk.states.move(a2, "front")
+    assert line(desk) == [a3, b1, a2, b2, a1] or line(desk) == [b1, a3, b2, a2, a1]
+    assert [each for each in promotions(desk, 5) if each in {a1, a2, a3}] == [a3, a2, a1]
+
+
 def test_a_move_changes_the_order_inside_the_group_alone(desk: Desk) -> None:
     a1, a2, a3, b1, b2 = submit(desk, "a", "a", "a", "b", "b")
     desk.states.move(a3, "front")

@@ -104,6 +104,7 @@ class Bundle:
         first, several = self.requests[0], len(self.requests) > 1
         # None for one run alone: a child that is killed for its time limit still works when its bundle is over.
         self._cell = board.take() if several else board.NOTHING
+        soft, hard = (None, None) if several else first.limits
         return pool.apply_async(
             trace_runs,
             args=(self._cell, tuple(first.shared), [tuple(each.own) for each in self.requests]),
@@ -111,8 +112,8 @@ class Bundle:
             timeout_callback=self.on_timeout,
             callback=self.on_success,
             error_callback=self.on_failure,
-            soft_timeout=None if several else first.task.soft_time_limit,
-            timeout=None if several else first.task.time_limit,
+            soft_timeout=soft,
+            timeout=hard,
             correlation_id=first.id,
         )
 

@@ -13,12 +13,14 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from batching.errors import BrokerUnavailableError
-from batching.interfaces import Lane
+from batching.interfaces import Ending, Lane, Outcome
 from workers.appetite import Appetite
 from workers.bundles import Bundle
 from workers.events import Pace
+from workers.failures import told
 from workers.gate import SqlGate
 from workers.identity import announce
+from workers.interrupter import LOOK, Interrupter
 from workers.offers import Offer, Reader
 from workers.popper import Popper
 from workers.publisher import lane_key
@@ -28,7 +30,7 @@ from workers.settling import Outcomes
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
 
-    from batching.interfaces import Claimed, IBatchExecutionManager, Outcome, RunId, WorkerInfo
+    from batching.interfaces import Claimed, IBatchExecutionManager, RunId, WorkerInfo
     from batching.settings import Settings
     from workers.loops import Loop
     from workers.publisher import RedisPublisher
@@ -60,6 +62,7 @@ class Registry(Protocol):
     def give_back(self, worker_id: str, runs: Sequence[RunId]) -> int: ...
     def stands(self, run: RunId) -> bool: ...
     def stopping(self, batch_ids: Collection[str]) -> set[str]: ...
+    def interrupted(self, batch_ids: Collection[str]) -> set[str]: ...
     def queues(self) -> list[str]: ...
     def leave(self, worker_id: str) -> None: ...
 
@@ -90,6 +93,9 @@ class Executor(Protocol):
 
     def withdraw(self, bundle: Bundle) -> bool:
         """Take a bundle that has not begun out of the pool; False when it may begin all the same."""
+
+    def interrupt(self, request: RunRequest, *, force: bool) -> None:
+        """End one run by a person's wish, where the pool can."""
 
     def terminate(self, requests: Sequence[RunRequest], *, force: bool) -> bool:
         """Interrupt what runs; False when this pool cannot."""
@@ -159,6 +165,7 @@ class LaneConsumer:
     def start(self) -> None:
         """Register and begin. Call it in the loop's thread, or before the loop runs."""
         self.loop.call_repeatedly(self.settings.heartbeat_interval, self.heartbeat)
+        self.loop.call_repeatedly(LOOK, Interrupter(self).look)
         self.loop.call_soon(self.heartbeat)  # an error of the first one must not end all others
 
     # --- what the pool tells; from any thread
@@ -276,9 +283,8 @@ class LaneConsumer:
         """
         first = self.ready[0]
         batch_id = first.claimed.run.batch_id
-        handler = first.claimed.terms.lane.handler
         share = -(-len(self.ready) // free)
-        most = min(self._bundle_size(handler), share)
+        most = min(self._bundle_size(first), share)
         chosen: list[RunRequest] = []
         size = 0
         while self.ready and len(chosen) < most and size < _BUNDLE_SIZE:
@@ -290,8 +296,11 @@ class LaneConsumer:
                 size += len(request.claimed.payload)
         return chosen
 
-    def _bundle_size(self, handler: str) -> int:
-        return 1 if self.executor.one_by_one(handler) else self._appetite.bundle(handler)
+    def _bundle_size(self, request: RunRequest) -> int:
+        # The pool counts time limits by the job; all runs of a batch have the same.
+        if request.claimed.terms.options.is_timed or self.executor.one_by_one(request.name):
+            return 1
+        return self._appetite.bundle(request.name)
 
     # --- popping
 
@@ -400,9 +409,21 @@ class LaneConsumer:
             self.held[run] = self.active[run] = request
             self._held_of[run.batch_id] += 1
             self._appetite.begun(request.name, len(request.claimed.payload))
-        self.ready.extend(requests)
+        possible = [each for each in requests if not self._refuse_limits(each)]
+        self.ready.extend(possible)
         # What is over in a moment is told when it is over, in one event: who watches pays for each of them.
-        tell_received([each for each in requests if self._bundle_size(each.name) == 1])
+        tell_received([each for each in possible if self._bundle_size(each) == 1])
+        return True
+
+    def _refuse_limits(self, request: RunRequest) -> bool:
+        """End a run, as failed, whose batch asks for time limits that this pool cannot keep; whether it did."""
+        if self.executor.pool == "prefork" or not request.claimed.terms.options.is_timed:
+            return False
+        message = (
+            f"its batch has a time limit, and a worker of the {self.executor.pool} pool can interrupt nothing; serve "
+            "the handler by workers with --pool=prefork, or submit the batch without time limits"
+        )
+        request.finish(Outcome(Ending.FAILED, error=told("TimeLimitUnsupported", message)))
         return True
 
     def _forget(self, offers: Sequence[Offer]) -> None:

@@ -138,6 +138,10 @@ class PoolExecutor:
         self._controller.pool._pool._cache[job._job] = job  # noqa: SLF001 - where answers look for their job
         return True
 
+    def interrupt(self, request: RunRequest, *, force: bool) -> None:
+        """End one run by a person's wish, as Celery's own `terminate` does; pools that cannot say so and let it run."""
+        request.terminate(self._controller.pool, "KILL" if force else None)
+
     def terminate(self, requests: Sequence[RunRequest], *, force: bool) -> bool:
         """Interrupt what runs; False when this pool cannot."""
         if self.pool != "prefork":

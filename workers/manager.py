@@ -152,6 +152,7 @@ class Manager:
         outlook = self._outlook = look(self._database, self._settings.worker_lease)
         self._alarm = outlook.alarm
         more = self._expire(outlook.overdue)
+        more |= self._release(outlook.released)
         if time.monotonic() >= self._next_sweep:
             self._next_sweep = time.monotonic() + SWEEP_INTERVAL
             swept = self._sweeper.sweep(term, outlook)
@@ -176,6 +177,11 @@ class Manager:
         if expired:
             log.info("past their deadline", batches=expired)
         return bool(expired)
+
+    def _release(self, waiting: list[str]) -> bool:
+        """Let those go on that wait for batches which are over; or end them, when those ended otherwise than wanted."""
+        released = [batch_id for batch_id in waiting if self._state.release(batch_id)]
+        return bool(released)
 
     def _welcome(self, term: LeaderTerm) -> None:
         """After a hint: what was just submitted need not wait for a look at everything, if the last one is fresh."""

@@ -112,6 +112,13 @@ class RunRequest(Request):
         self._result_limit = result_limit
 
     @property
+    def limits(self) -> tuple[float | None, float | None]:
+        """Seconds until it is told that its time is up, and until it is killed: the batch's, else the handler's."""
+        options, task = self.claimed.terms.options, self.task
+        soft = task.soft_time_limit if options.soft_time_limit is None else options.soft_time_limit
+        return soft, task.time_limit if options.time_limit is None else options.time_limit
+
+    @property
     def shared(self) -> Shared:
         """What the pool gets once for all runs of a bundle."""
         run, terms = self.claimed.run, self.claimed.terms

@@ -68,11 +68,25 @@ def resume(access: Access, batch_id: str, *, as_json: bool) -> None:
 @click.command()
 @click.argument("batch_id", metavar="ID")
 @click.option("--reason", default="", metavar="TEXT", help="Kept in the batch's history.")
+@click.option(
+    "--running",
+    type=click.Choice(["finish", "terminate"]),
+    default="finish",
+    show_default=True,
+    help="What becomes of the profiles that run.",
+)
 @chosen_profiles
 @json_flag
 @click.pass_obj
 def cancel(
-    access: Access, batch_id: str, reason: str, fingerprint: str | None, profile: str | None, *, as_json: bool
+    access: Access,
+    batch_id: str,
+    reason: str,
+    running: str,
+    fingerprint: str | None,
+    profile: str | None,
+    *,
+    as_json: bool,
 ) -> None:
     """Cancel a batch for good; what waits will not run.
 
@@ -82,7 +96,11 @@ def cancel(
     if fingerprint is not None or profile is not None:
         remedy(access, found, "cancel", (fingerprint, profile), as_json=as_json)
         return
-    access.manager.cancel(found, reason)
+    access.manager.cancel(found, reason, running=running)
+    if running == "terminate":
+        for pool, count in access.statistics.uninterruptible(found).items():
+            many = "1 profile runs" if count == 1 else f"{count:,} profiles run"
+            click.echo(f"{many} to the end: workers of the {pool} pool cannot interrupt what they run", err=True)
     _report(access, found, "cancelled", as_json=as_json)
 
 

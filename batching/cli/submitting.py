@@ -60,6 +60,12 @@ def asked_options(command: Any) -> Any:
             click.option(
                 "--deadline", type=MomentOrSpan(), metavar="WHEN", help="Moment or span; what is left then expires."
             ),
+            click.option(
+                "--after",
+                multiple=True,
+                metavar="ID[:success|any]",
+                help="Wait for this batch (its id or key) to succeed, or to end; repeatable.",
+            ),
             click.option("--tag", "tags", multiple=True, metavar="TEXT", help="To find it by; repeatable."),
             click.option(
                 "--property", "properties", multiple=True, metavar="NAME=VALUE", help="To find it by; repeatable."
@@ -88,6 +94,7 @@ def asked(given: dict[str, Any], file: str) -> Asked:
         new=given["new"],
         start_at=given["start_at"] or given["start_in"],
         deadline=given["deadline"],
+        after=given["after"],
         tags=given["tags"],
         properties=parse_properties(given["properties"]),
     )

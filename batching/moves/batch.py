@@ -12,7 +12,7 @@ from sqlalchemy import case, null, select, update
 from batching.database import later, never, now
 from batching.errors import IllegalMoveError, UnknownBatchError
 from batching.models import batches
-from batching.moves import budget, bulk, callbacks, counters, queue_order
+from batching.moves import budget, bulk, callbacks, counters, dependencies, queue_order
 from batching.moves.rows import BatchRow, lock_batch, move_batch, read_batches, remember
 from batching.options import Requeue
 from batching.policies import pass_delay
@@ -47,10 +47,19 @@ def request_promotion(connection: Connection, batch_id: str) -> BatchState:
     return batch.state
 
 
-def stop(connection: Connection, batch_id: str, target: StopTarget, reason: str) -> BatchState:
+def stop(
+    connection: Connection, batch_id: str, target: StopTarget, reason: str, *, interrupt: bool = False
+) -> BatchState:
     """Head for a target: at once when nothing of the batch runs, else through `stopping`.
 
     Settles the race of two stops: the batch's lock makes one the first, and the stronger target holds in the end.
+
+    Args:
+        connection: In a write transaction.
+        batch_id: Which batch.
+        target: What it becomes.
+        reason: For its history, and for people.
+        interrupt: What runs of it is interrupted by its workers, where their pool can do so.
 
     Returns:
         The batch's state afterwards.
@@ -60,6 +69,8 @@ def stop(connection: Connection, batch_id: str, target: StopTarget, reason: str)
     """
     queue_order.lock_queue_of(connection, batch_id)
     batch = lock_batch(connection, batch_id)
+    if interrupt and batch.state not in TERMINAL_BATCH_STATES:
+        connection.execute(update(batches).where(batches.c.id == batch_id).values(interrupt=True))
     if batch.state in TERMINAL_BATCH_STATES:
         verb = "pause" if target is StopTarget.PAUSED else "cancel"
         raise IllegalMoveError(
@@ -143,6 +154,30 @@ def resume(connection: Connection, batch_id: str) -> BatchState:
     return BatchState.QUEUED
 
 
+def release(connection: Connection, batch_id: str) -> bool:
+    """Look again at what a waiting batch waits for: it may start, or is cancelled, since that can never be met.
+
+    Settles the race of two who do so, and of one with a verb: the batch's lock makes one of them the first. A batch
+    that it waits for and that is retried at this very moment has either ended before, or not.
+
+    Returns:
+        Whether it waits for less than before.
+    """
+    queue_order.lock_queue_of(connection, batch_id)
+    try:
+        batch = lock_batch(connection, batch_id)
+    except UnknownBatchError:
+        return False
+    if batch.state not in {BatchState.QUEUED, BatchState.PAUSED}:
+        return False
+    before = len(dependencies.unmet(connection, batch_id))
+    left = dependencies.settle(connection, batch)
+    if why := dependencies.broken(left):
+        stop(connection, batch_id, StopTarget.CANCELLED, why)
+        return True
+    return len(left) < before
+
+
 def reopen(connection: Connection, batch_id: str, reason: str, verb: str = "retry") -> int:
     """A finished batch -> queued at the end of its queue, in a new pass over whatever is not done.
 
@@ -163,6 +198,8 @@ def reopen(connection: Connection, batch_id: str, reason: str, verb: str = "retr
             f"cannot {verb} batch {batch_id}: all of its {batch.total:,} profiles are done; submit a new batch to run "
             "them again"
         )
+    if why := dependencies.broken(dependencies.settle(connection, batch)):
+        raise IllegalMoveError(f"cannot retry batch {batch_id}: {why}; retry that one first")
     bulk.apply(connection, batch, BulkMove.REOPEN)
     return open_pass(connection, _reread(connection, batch_id), reason, partial=False)
 
@@ -190,6 +227,7 @@ def open_pass(connection: Connection, batch: BatchRow, reason: str, *, partial: 
         partial=partial,
         position=queue_order.tail(connection, batch.queue),
         not_before=null(),
+        interrupt=False,
         # A window that is over was for the passes before: a person who wants another has seen that.
         deadline=case((batches.c.deadline <= now(), never()), else_=batches.c.deadline),
         finished_at=null(),

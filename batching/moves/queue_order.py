@@ -66,7 +66,7 @@ def front(connection: Connection, queue: str) -> int:
 
 
 def move(connection: Connection, batch_id: str, place: int | str) -> int:
-    """Put a waiting batch to another place among the waiting batches of its priority and group.
+    """Put a waiting batch to another place among the waiting batches of its priority, group and deadline.
 
     Settles the race between two operators: the queue's lock makes one of them first, and the other sees its order.
 
@@ -123,6 +123,8 @@ def _insert_at(connection: Connection, batch: BatchRow, place: int) -> int:
             batches.c.queue == batch.queue,
             batches.c.priority == batch.priority,
             batches.c.group == batch.group,
+            # A deadline orders before the position: among others, a new position would be no new place.
+            batches.c.deadline == select(batches.c.deadline).where(batches.c.id == batch.id).scalar_subquery(),
             (batches.c.state == BatchState.QUEUED) | (batches.c.id == batch.id),
         )
         .order_by(batches.c.position, batches.c.id)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from sqlalchemy import literal, select, update
+from sqlalchemy import literal, or_, select, update
 
 from batching.database import later
 from batching.errors import InvalidInputError
 from batching.models import batches
-from batching.moves import callbacks
+from batching.moves import callbacks, dependencies
 from batching.states import TERMINAL_BATCH_STATES, BatchState
 
 if TYPE_CHECKING:
@@ -46,9 +46,9 @@ class Stale(NamedTuple):
 def awaited() -> ColumnElement[bool]:
     """Whether something still waits for a batch, which therefore stays, however old it is: the one place that says so.
 
-    A condition on the table of batches. Who makes batches wait for batches adds to it.
+    A condition on the table of batches.
     """
-    return callbacks.waits_for(batches.c.id)
+    return or_(callbacks.waits_for(batches.c.id), dependencies.is_awaited(batches.c.id))
 
 
 def stale(connection: Connection, wanted: Stale, limit: int) -> list[str]:
@@ -70,11 +70,12 @@ def stale(connection: Connection, wanted: Stale, limit: int) -> list[str]:
 def condemn(connection: Connection, batch_id: str) -> bool:
     """Mark a finished batch for deletion: from this commit on it is gone for everybody; returns whether it was there.
 
-    Settles the race of a prune with a retry, of the batch or of one of its callbacks: whoever comes first. The lock
-    comes in a statement of its own, so that the next one sees what was committed before. A prune that is killed on its
-    way leaves a loading batch without a lease, which the sweep deletes.
+    Settles the race of a prune with a retry, of the batch or of one of its callbacks, and with a batch that is being
+    submitted after it: whoever comes first. The lock comes in a statement of its own, so that the next one sees what
+    was committed before; it waits for whoever refers to the batch (`dependencies.find`). A prune that is killed on
+    its way leaves a loading batch without a lease, which the sweep deletes.
     """
-    connection.execute(select(batches.c.id).where(batches.c.id == batch_id).with_for_update(key_share=True))
+    connection.execute(select(batches.c.id).where(batches.c.id == batch_id).with_for_update())
     changed = connection.execute(
         update(batches)
         .where(batches.c.id == batch_id, batches.c.finished_at.is_not(None), ~awaited())

@@ -142,6 +142,17 @@ def _read_batches(dialect: str) -> Select[Any]:
     return select(*BATCH_COLUMNS).where(is_among(dialect, batches.c.id, "wanted"))
 
 
+def interrupted(connection: Connection, batch_ids: Collection[str]) -> set[str]:
+    """Those of these batches of which what runs is to be interrupted."""
+    return set(connection.scalars(_interrupted(connection.dialect.name), {"wanted": batch_ids}))
+
+
+@lru_cache
+def _interrupted(dialect: str) -> Select[tuple[str]]:
+    cancelled = batches.c.interrupt & (batches.c.state == BatchState.STOPPING)
+    return select(batches.c.id).where(is_among(dialect, batches.c.id, "wanted"), cancelled)
+
+
 def counted_batches(*conditions: ColumnElement[bool] | TextClause) -> Select[Any]:
     """The batches that fulfil some conditions, with their counts in the same snapshot; for `as_counted`."""
     return counters.with_sums(select(*BATCH_COLUMNS).where(*conditions))

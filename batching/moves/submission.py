@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import uuid_utils
-from sqlalchemy import Double, bindparam, delete, func, insert, literal, select, update
+from sqlalchemy import Boolean, Double, bindparam, delete, func, insert, literal, select, update
 from sqlalchemy.exc import IntegrityError
 
 from batching.database import JSONText, Timestamp, is_unique_violation, later, never, now
 from batching.errors import IllegalMoveError, QueueFullError
 from batching.models import ACTIVE, attempts, batches, history, labels, profiles
-from batching.moves import counters, queue_order, room
+from batching.moves import counters, dependencies, queue_order, room
 from batching.moves.loading import LOADING_LEASE, LOADS
 from batching.options import BatchReceipt, BatchSpec
 from batching.specification import labels_of, moment_parameters
@@ -27,6 +27,7 @@ def create_batch(connection: Connection, spec: BatchSpec) -> BatchReceipt:
     Settles the race of two producers with one key: UNIQUE (queue, key) lets one of them in; the other finds its batch.
     """
     queue_order.ensure_queue(connection, spec.queue)
+    awaited = dependencies.find(connection, spec.queue, spec.after)
     if spec.key is not None and spec.replace_key:
         release_key(connection, spec.queue, spec.key)
     try:
@@ -42,6 +43,7 @@ def create_batch(connection: Connection, spec: BatchSpec) -> BatchReceipt:
         try:
             with connection.begin_nested():
                 _insert_batch(connection, batch_id, spec)
+                dependencies.record(connection, batch_id, awaited)
         except IntegrityError as error:
             if spec.key is None or not is_unique_violation(error):
                 raise
@@ -86,6 +88,7 @@ def asked_values() -> dict[str, ColumnElement[Any]]:
         "start_at": start,
         "not_before": start,
         "deadline": func.coalesce(moment("deadline"), never(), type_=Timestamp()),
+        "awaiting": bindparam("awaiting", type_=Boolean()),
         "tags": bindparam("tags", type_=JSONText()),
         "properties": bindparam("properties", type_=JSONText()),
     }
@@ -96,6 +99,7 @@ def asked_parameters(spec: BatchSpec) -> dict[str, Any]:
     return {
         **moment_parameters("start", spec.start_at),
         **moment_parameters("deadline", spec.deadline),
+        "awaiting": bool(spec.after),
         "tags": list(dict.fromkeys(spec.tags)) or None,
         "properties": dict(spec.properties) or None,
     }

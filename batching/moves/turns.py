@@ -57,7 +57,9 @@ class Turn(NamedTuple):
 def may_start() -> ColumnElement[bool]:
     """Whether a batch may be promoted, as far as it alone decides: it is in line, and waits for nothing else."""
     return and_(
-        batches.c.state == BatchState.QUEUED, or_(batches.c.not_before.is_(None), batches.c.not_before <= now())
+        batches.c.state == BatchState.QUEUED,
+        or_(batches.c.not_before.is_(None), batches.c.not_before <= now()),
+        batches.c.awaiting.is_(False),
     )
 
 

@@ -11,7 +11,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from batching.database import Identifier, JSONText
 from batching.models import NOBODY, batches, counters, history, labels, queues
-from batching.moves import room
+from batching.moves import dependencies, room
 from batching.moves.loading import insert_chunk, insert_profiles, parameters_of
 from batching.moves.statements import UNFLUSHED
 from batching.moves.submission import asked_parameters, asked_values, release_key, write_labels
@@ -46,16 +46,20 @@ def write_whole(connection: Connection, spec: BatchSpec, chunk: list[ProfileInpu
         QueueFullError: The queue has no room for it.
         IntegrityError: One of the two; the transaction is of no more use.
     """
+    awaited = dependencies.find(connection, spec.queue, spec.after)
     if spec.key is not None and spec.replace_key:
         release_key(connection, spec.queue, spec.key)
     # After that: whoever appends to the batch that gives its key up has its lock, too, when it asks for room.
     room.admit(connection, spec.queue, spec.group, len(chunk))
     if connection.dialect.name == "postgresql":
-        return write_at_once(connection, spec, chunk, admitted=True)
+        batch_id = write_at_once(connection, spec, chunk, admitted=True)
+        dependencies.record(connection, batch_id, awaited)
+        return batch_id
     values = _values(spec, len(chunk))
     for statement in _rows("sqlite"):
         connection.execute(statement, values)
     write_labels(connection, values["batch"], spec)
+    dependencies.record(connection, values["batch"], awaited)
     insert_profiles(connection, values["batch"], 1, chunk)
     return str(values["batch"])
 

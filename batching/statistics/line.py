@@ -157,6 +157,22 @@ def read_workers(connection: Connection, lease: float) -> list[WorkerView]:
     return [_as_worker(row, lease, busy.get(row.id, 0)) for row in rows]
 
 
+def uninterruptible(connection: Connection, batch_id: str) -> dict[str, int]:
+    """Profiles of a batch that run in pools other than prefork, by pool."""
+    rows = connection.execute(
+        select(worker_table.c.pool, func.count())
+        .join(profiles, profiles.c.worker_id == worker_table.c.id)
+        .where(
+            profiles.c.batch_id == batch_id,
+            profiles.c.dispatched_at.is_not(None),
+            profiles.c.state == ProfileState.RUNNING.value,
+            worker_table.c.pool != "prefork",
+        )
+        .group_by(worker_table.c.pool)
+    )
+    return {pool: int(count) for pool, count in rows}
+
+
 def _as_worker(row: Any, lease: float, running: int) -> WorkerView:
     silent = max(0.0, round(float(row.silent), 3))
     return WorkerView(

@@ -9,10 +9,12 @@ from sqlalchemy import ColumnElement, Select, case, select
 from batching.models import LINE_ORDER, batches, queues, rates
 from batching.moves import turns
 from batching.moves.counters import Counts, read_many
+from batching.moves.dependencies import unmet_of
 from batching.options import BatchOptions
 from batching.states import TERMINAL_BATCH_STATES, BatchState, StopTarget
 from batching.statistics import line
 from batching.statistics.eta import Eta, Pace, estimate, unknown
+from batching.statistics.holds import read_holds
 from batching.statistics.reason import Facts, is_behind, why
 from batching.statistics.views import BatchView
 
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
+    from batching.moves.dependencies import Unmet
     from batching.statistics.views import WorkerView
 
 
@@ -38,6 +41,8 @@ class _Around(NamedTuple):
     waits: dict[str, line.Wait]
     retries: dict[str, datetime]
     workers: list[WorkerView]
+    awaited: dict[str, list[Unmet]]
+    holds: dict[str, str]
 
 
 def read_views(
@@ -56,6 +61,7 @@ def read_views(
         select(
             batches,
             queues.c.paused.label("queue_paused"),
+            queues.c.draining.label("queue_draining"),
             rates.c.per_second,
             rates.c.counted,
             rates.c.over_seconds,
@@ -102,6 +108,8 @@ def _read_around(connection: Connection, rows: Sequence[Any], lease: float) -> _
         waits=line.waits(connection, ids, lines) if lines else {},
         retries=line.retries_at(connection, still) if still else {},
         workers=line.read_workers(connection, lease) if lines else [],
+        holds=read_holds(connection, [row for row in rows if row.id in still and counts[row.id].pending]),
+        awaited=unmet_of(connection, [row.id for row in rows if row.awaiting]),
     )
 
 
@@ -140,6 +148,7 @@ def _as_view(row: Any, around: _Around) -> BatchView:
         deadline=None if row.deadline.year >= _NEVER_YEAR else row.deadline,
         tags=tuple(row.tags or ()),
         properties=row.properties or {},
+        waits_for=tuple(each.on_batch_id for each in around.awaited.get(row.id, ())),
         **{name: value for name, value in counts._asdict().items() if name in BatchView.__slots__},
     )
 
@@ -183,6 +192,9 @@ def _facts(row: Any, counts: Counts, around: _Around) -> Facts:
         running=counts.running,
         ahead=0 if wait is None else wait.place - 1 + around.heads.get(row.queue, line.Head()).batches,
         queue_paused=bool(row.queue_paused),
+        held=around.holds.get(row.id, ""),
+        queue_draining=bool(row.queue_draining),
+        waits_for=next(((each.on_batch_id, each.wants) for each in around.awaited.get(row.id, ())), None),
         sealed=bool(row.sealed),
         served=any(worker.serves(row.queue, row.handler) for worker in around.workers),
         led=around.moment.led,

@@ -232,6 +232,15 @@ class Statistics:
         with self._database.read() as connection:
             return line.read_workers(connection, self._lease)
 
+    def uninterruptible(self, batch_id: str) -> dict[str, int]:
+        """Profiles of a batch that run where nothing can interrupt them, by the worker's pool.
+
+        Raises:
+            UnknownBatchError: There is no batch with this id.
+        """
+        with self._database.read() as connection:
+            return line.uninterruptible(connection, lookup.resolve(connection, batch_id))
+
     def led(self) -> bool:
         """Whether a live manager leads."""
         with self._database.read() as connection:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from batching.states import TERMINAL_BATCH_STATES, BatchState, StopTarget
+from batching.states import TERMINAL_BATCH_STATES, BatchState, DependsOn, StopTarget
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -40,6 +40,11 @@ class Facts:
     """Whether the leader could not reach the broker a moment ago."""
     scheduled: bool = False
     """What it waits for is its scheduled start, not the end of a back-off."""
+    held: str = ""
+    """What of its queue or its limits holds it back, when nothing of it is in flight."""
+    queue_draining: bool = False
+    waits_for: tuple[str, DependsOn] | None = None
+    """A batch that has to end before, and what is wanted of it."""
 
 
 def why(facts: Facts) -> str:
@@ -61,6 +66,11 @@ def why(facts: Facts) -> str:
 def _why_queued(facts: Facts) -> str:
     if facts.queue_paused:
         return f"queue {facts.queue} is paused"
+    if facts.queue_draining:
+        return f"queue {facts.queue} drains: nothing new starts in it"
+    if facts.waits_for is not None:
+        batch_id, wants = facts.waits_for
+        return f"waits for batch {batch_id} to {'end' if wants is DependsOn.ANY else 'succeed'}"
     if facts.backs_off_until is not None:
         what = "is scheduled to start at" if facts.scheduled else "backs off until"
         return f"{what} {moment(facts.backs_off_until)}"
@@ -87,7 +97,8 @@ def _why_running(facts: Facts) -> str:
         return ""
     if facts.broker_away:
         return "the broker cannot be reached; everything waits in SQL until it answers"
-    return _why_nobody(facts) if facts.retries_at is None else f"waits for retries until {moment(facts.retries_at)}"
+    waits = "" if facts.retries_at is None else f"waits for retries until {moment(facts.retries_at)}"
+    return facts.held or waits or _why_nobody(facts)
 
 
 def _why_nobody(facts: Facts) -> str:

@@ -83,6 +83,8 @@ class BatchView(_AsJSON):
     """The end of its completion window."""
     tags: tuple[str, ...] = ()
     properties: Mapping[str, Any] = field(default_factory=dict)
+    waits_for: tuple[str, ...] = ()
+    """Ids of the batches that it waits for still."""
 
     @property
     def unsettled(self) -> int:
