@@ -139,7 +139,7 @@ def test_json_has_what_the_contract_names(line: Line) -> None:
         "id name key handler queue state pass place total pending dispatched running succeeded failed skipped "
         "cancelled expired rate eta_seconds eta_low eta_high eta_basis reason created_at started_at finished_at "
         "priority group target sealed "
-        "max_passes duplicates late options percent start_at deadline tags properties"
+        "max_passes duplicates late options percent start_at deadline tags properties waits_for"
     )
     assert set(document) == set(names.split())
     assert json.loads(json.dumps(document)) == document

@@ -116,6 +116,7 @@ class BatchView(_AsJSON):
             "options": dict(self.options),
             "properties": dict(self.properties),
             "tags": list(self.tags),
+            "waits_for": list(self.waits_for),
             "percent": self.percent,
         }
 
