@@ -334,7 +334,7 @@ MUTATIONS = [
         "flush",
         "a small batch is on the disk before it is reported as submitted",
         "batching/state_manager.py",
-        "                    direct.execute(whole.FLUSH, {})\n",
+        "                direct.execute(whole.FLUSH, {})\n",
         tests=("tests/faults/test_durability.py",),
     ),
     one(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,9 +12,12 @@ from sqlalchemy import literal, update
 from batching.database import later
 from batching.models import leases
 from tests.accounting import Desk, plant_batch
+from tests.faults.guards import MUTATIONS, Mutation
 
 if TYPE_CHECKING:
     from batching.database import Database
+
+ROOT = Path(__file__).parent.parent.parent
 
 
 @pytest.fixture
@@ -43,3 +47,11 @@ def test_nothing_is_claimed_of_a_batch_that_does_not_run_whatever_its_rows_say(d
     assert desk.states.claim(desk.worker, runs).claimed == []
     plant_batch(desk.database, batch_id, state="running")
     assert len(desk.states.claim(desk.worker, runs).claimed) == 2
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda each: each.name)
+def test_a_guard_stands_where_the_mutation_controls_remove_it(mutation: Mutation) -> None:
+    """Whoever moves a guard moves its line in `guards.py`, too, and runs `make mutations MUTATIONS=<its name>`."""
+    for edit in mutation.edits:
+        text = (ROOT / edit.path).read_text(encoding="utf-8")
+        assert text.count(edit.old) == edit.times, f"{edit.path} has it {text.count(edit.old)} times:\n{edit.old}"
