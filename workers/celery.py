@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from typing import Any
 
 from celery import Celery
 from celery.signals import worker_init
 
 from batching.broker import tls_options
+from batching.errors import ConfigurationError
 from batching.settings import get_settings
 from workers.wiring import install
 
@@ -16,12 +18,20 @@ logger = logging.getLogger(__name__)
 
 settings = get_settings()
 
+
+def _broker_tls() -> dict[str, Any] | None:
+    """None also for a URL that cannot be used: a worker that starts says so in words, which an import cannot."""
+    with suppress(ConfigurationError):
+        return tls_options(settings.broker_url) if settings.broker_url else None
+    return None
+
+
 app = Celery("workers")
 app.conf.update(
     # The same server carries the lanes and Celery's remote control. Not set: `--help` works, a worker says why not.
     broker_url=settings.broker_url,
     # Without it, kombu takes `rediss://` for "encrypt, and verify nothing" (kombu/connection.py `_init_params`).
-    broker_use_ssl=tls_options(settings.broker_url) if settings.broker_url else None,
+    broker_use_ssl=_broker_tls(),
     # JSON only: a pickle in a list is code that anybody runs who can write there.
     accept_content=["json"],
     task_serializer="json",
