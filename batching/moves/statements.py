@@ -9,7 +9,8 @@ Each reads the batch itself, in the snapshot of its own start. So it must come a
 own: from then on what it reads of the batch cannot change (see `counters`). The batches are named once more as
 `wanted`, a list of known length, and joined in a materialized part: PostgreSQL cannot guess how few batches some
 hundred runs have, and would walk over all that are kept, or pair each profile with each offer while a new table has no
-statistics.
+statistics. That part is in the order of the runs, so that everybody locks rows in one order: a join with the batches
+may turn it round in one plan and not in another, and two workers with the same offers would wait for each other.
 """
 
 from __future__ import annotations
@@ -200,7 +201,8 @@ def claim(dialect: str) -> Select[Any] | Update:
     offers = _materialized(
         select(given, batches.c.generation, (batches.c.state == BatchState.RUNNING).label("runs"))
         .join(batches, batches.c.id == given.c.batch_id)
-        .where(is_among(dialect, batches.c.id, "wanted")),
+        .where(is_among(dialect, batches.c.id, "wanted"))
+        .order_by(given.c.batch_id, given.c.number),
         "offers",
     )
     moved = (
@@ -249,7 +251,8 @@ def claim_first() -> Select[Any]:
     of the batch: a stop that comes first is seen, since the row is looked at again once its lock is there, and one that
     comes later waits. (Not for every claim: PostgreSQL lets share locks pass a stop that waits. See `counters`.)
     """
-    offers = parameter_rows("postgresql", "offers", OFFERS)
+    given = parameter_rows("postgresql", "offers", OFFERS)
+    offers = _materialized(select(given).order_by(given.c.number), "offers")
     first = (
         select(batches.c.id, batches.c.generation, batches.c.queue, batches.c.handler, batches.c.options)
         .where(batches.c.id == BATCH, batches.c.state == BatchState.RUNNING)
@@ -378,7 +381,8 @@ def _outcomes(dialect: str, *, successes: bool) -> CTE:
             stopping.label("stopping"),
         )
         .join(batches, batches.c.id == given.c.batch_id)
-        .where(is_among(dialect, batches.c.id, "wanted")),
+        .where(is_among(dialect, batches.c.id, "wanted"))
+        .order_by(given.c.batch_id, given.c.number),
         "outcomes",
     )
 
