@@ -132,6 +132,14 @@ def test_a_fresh_batch_waits_in_line(line: Line) -> None:
     assert view.started_at is None
 
 
+def test_a_retry_by_a_person_counts_the_passes_anew(line: Line) -> None:
+    batch_id = line.submit(1, max_passes=3)
+    line.states.stop(batch_id, StopTarget.CANCELLED, "c")
+    line.states.retry(batch_id)
+    view = line.view(batch_id)
+    assert (view.pass_number, view.max_passes) == (2, 4)
+
+
 def test_json_has_what_the_contract_names(line: Line) -> None:
     document = line.view(line.submit(1)).as_json()
 

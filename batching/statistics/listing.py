@@ -10,7 +10,6 @@ from batching.models import LINE_ORDER, batches, queues, rates
 from batching.moves import turns
 from batching.moves.counters import Counts, read_many
 from batching.moves.dependencies import unmet_of
-from batching.options import BatchOptions
 from batching.states import TERMINAL_BATCH_STATES, BatchState, StopTarget
 from batching.statistics import line
 from batching.statistics.eta import Eta, Pace, estimate, unknown
@@ -142,7 +141,7 @@ def _as_view(row: Any, around: _Around) -> BatchView:
         group=row.group or None,
         target=StopTarget(row.target) if row.target else None,
         sealed=bool(row.sealed),
-        max_passes=row.options.get("max_passes", BatchOptions().max_passes),
+        max_passes=row.last_pass,
         options=row.options,
         start_at=row.start_at,
         deadline=None if row.deadline.year >= _NEVER_YEAR else row.deadline,

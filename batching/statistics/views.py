@@ -72,6 +72,7 @@ class BatchView(_AsJSON):
     target: StopTarget | None
     sealed: bool
     max_passes: int
+    """The pass after which it fails: as its options say, counted anew from each retry by a person."""
     duplicates: int
     """Claims that were refused because the run was over already: harmless."""
     late: int
