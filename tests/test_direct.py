@@ -177,7 +177,8 @@ def test_claims_and_settlements_wait_for_the_disk_and_dispatches_need_not() -> N
     relied_upon = [statements.claim("postgresql"), statements.claim_first()]
     relied_upon += [statements.settle("postgresql", successes=successes) for successes in (True, False)]
     assert not any("set_config" in compiled(each) for each in relied_upon)
-    repeated = [statements.dispatch("postgresql"), promotion._start_statement()]
+    repeated = [statements.dispatch("postgresql")]
+    repeated += [promotion._start_statement(chosen=chosen) for chosen in (True, False)]
     assert all("set_config" in compiled(each) for each in repeated)
 
 
