@@ -155,6 +155,8 @@ class ModelBatch:
             return
         if self.target == "paused" and not self.unsettled():
             self.target = self.after_failure() if self.pass_failed() else "succeeded"
+        if self.target == "expired" and not self.counts()["expired"] and not self.pass_failed():
+            self.target = "succeeded"  # the last of it was done while the stop was on its way
         if self.target == "requeue":
             self.move_all({"failed"}, "pending")
             self.state, self.pass_number, self.aborts = "queued", self.pass_number + 1, 0

@@ -54,12 +54,12 @@ def promoted(desk: Desk) -> list[str]:
 # --- a scheduled start
 
 
-@pytest.mark.parametrize("start_at", [3600, soon(3600)], ids=["seconds", "moment"])
+@pytest.mark.parametrize("said", [float, soon], ids=["seconds", "moment"])
 @pytest.mark.parametrize("profiles", [2, 1_500], ids=["whole", "loaded"])
 def test_a_scheduled_batch_is_in_line_and_passed_over(
-    queue: QueueManager, desk: Desk, start_at: float | datetime, profiles: int
+    queue: QueueManager, desk: Desk, said: Callable[[float], float | datetime], profiles: int
 ) -> None:
-    late = queue.submit(HANDLER, map(str, range(profiles)), start_at=start_at)
+    late = queue.submit(HANDLER, map(str, range(profiles)), start_at=said(3600))
     other = queue.submit(HANDLER, ["a"])
     view = late.progress()
     assert view.place == 1
