@@ -139,7 +139,10 @@ class Lanes(bootsteps.StartStopStep):
         return Turning(controller.hub, controller.pool, self._attach)
 
     def _recover_forgotten(self) -> None:
-        """When its broker is lost, Celery makes the pool forget what it has not begun: those would never call back."""
+        """When its broker is lost, and when its consumer stops, Celery makes the pool forget what it has not begun.
+
+        Those would never call back (celery/worker/consumer/consumer.py `on_close`).
+        """
         executor = self._assembly.executor
         for bundle in list(self._assembly.consumer.bundles):
             if executor.forgotten(bundle) and not executor.readopt(bundle):
@@ -155,6 +158,9 @@ class Lanes(bootsteps.StartStopStep):
         self._stopped = True
         assembly = self._assembly
         drain = Drain(assembly.consumer, timeout, self._drained.set)
+        # Celery's own consumer was stopped before us, and let the pool forget what it had not begun: no end of those
+        # would ever be told, and the drain would wait for them.
+        assembly.loop.call_soon(self._recover_forgotten)
         assembly.loop.call_soon(drain.begin)
         if self._thread is None:
             with self._turning(controller) as turn:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -233,7 +234,9 @@ class Stage:
             self._journal_agrees(batch, again)
             assert late or not batch.progress().late
         entries = self.entries()
-        assert len({(entry.profile, entry.run) for entry in entries}) == len(entries), "a run was executed twice"
+        executed = Counter((entry.profile, entry.run) for entry in entries)
+        twice = {each: [entry.pid for entry in entries if (entry.profile, entry.run) == each] for each in executed}
+        assert {each: pids for each, pids in twice.items() if len(pids) > 1} == {}, "a run was executed twice"
         report = examine(self.database, self.publisher)
         assert report.ok, report.problems
         eventually(self._no_lane_is_left)
