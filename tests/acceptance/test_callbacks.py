@@ -102,7 +102,7 @@ def test_a_callback_is_a_task_of_the_users_own_application(stage: Stage) -> None
     stage.finished(batch)
     # Then its manager found the application, which routed the task, under the callback's id
     said = stage.folder / "told"
-    eventually(said.exists, 10)
+    eventually(lambda: said.exists() and said.read_text(), 10)  # its first moment is an empty file
     [line] = [json.loads(each) for each in said.read_text().splitlines()]
     assert line["queue"] == "host-callbacks"
     assert line["task_id"] == line["event"]["id"] == callback(stage).id
