@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -122,7 +123,7 @@ class LocalProcess:
         try:
             return self._tether.wait(timeout)
         except subprocess.TimeoutExpired:
-            raise AssertionError(f"{self.name} still runs after {timeout:g} s:\n{self._current_log()}") from None
+            raise AssertionError(f"{self.name} still runs after {timeout:g} s:\n{self._cry()}") from None
 
     def restart(self, timeout: float = 60.0) -> None:
         """Stop what runs, start again, wait until it is ready."""
@@ -163,6 +164,14 @@ class LocalProcess:
             check=False,
         )
         return done.returncode, done.stdout
+
+    def _cry(self) -> str:
+        """Its log, with what each thread is at when it is a worker (celery/apps/worker.py `install_cry_handler`)."""
+        before = self._current_log()
+        with suppress(AssertionError, psutil.Error):
+            self.kill("SIGUSR1")
+            eventually(lambda: self._current_log() != before, 5.0)
+        return self._current_log()
 
     def _current_log(self) -> str:
         return self.log.read_text(encoding="utf-8", errors="replace") if self.log.exists() else ""

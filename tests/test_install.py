@@ -309,10 +309,14 @@ def test_the_manager_ends_with_its_worker_and_is_restarted(site: Site) -> None:
         assert len(managers) == 1
         return managers[0]
 
+    def successor() -> psutil.Process:
+        found = manager()
+        assert found.pid != first.pid
+        return found
+
     first = eventually(manager)
     first.kill()
-    second = eventually(lambda: other if (other := manager()).pid != first.pid else None, 15)
-    assert second is not None
+    second = eventually(successor, 15)
     os.kill(worker.pid, 9)
     wait_for_exit(second.pid, 15)
 

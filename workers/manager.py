@@ -259,7 +259,8 @@ def main(*, tied: bool = False) -> int:
         sys.stderr.write(f"batching manager: {error}\n")
         return 2
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: manager.stop())
+        # In a thread of its own: the main one may be inside the lock of the event that `stop` sets.
+        signal.signal(number, lambda *_: threading.Thread(target=manager.stop).start())
     if tied:
         threading.Thread(target=_end_with_parent, args=(manager,), daemon=True).start()
     manager.run()
