@@ -67,6 +67,8 @@ class Settings(BaseSettings):
     """Messages of one lane in the broker at once; 0: measured, max(2 x pool slots, 0.25 seconds of the rate)."""
     manager: bool = True
     """Whether a worker also starts a manager (leader election, promotion, dispatch, sweep) as a subprocess."""
+    health_address: str | None = None
+    """`host:port` where a worker, or a manager of its own, answers `/livez` and `/readyz`; None: nowhere."""
     retention_days: float = Field(30.0, ge=0)
     """Days that finished batches are kept before `prune` deletes them."""
 
@@ -93,7 +95,7 @@ class Settings(BaseSettings):
             return tuple(part for part in re.split(r"[,\s]+", value) if part)
         return value
 
-    @field_validator("database_url", "broker_url", "celery_app", mode="before")
+    @field_validator("database_url", "broker_url", "celery_app", "health_address", mode="before")
     @classmethod
     def _blank_is_none(cls, value: Any) -> Any:
         return value or None

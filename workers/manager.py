@@ -24,12 +24,14 @@ from batching.errors import BatchingError, BrokerUnavailableError, Configuration
 from batching.execution_manager import BatchExecutionManager
 from batching.measure import Measurer
 from batching.outlook import look
+from batching.probes import Probe
 from batching.settings import get_settings
 from batching.state_manager import BatchStateManager
 from batching.sweeper import Sweeper
 from workers.courier import Courier
 from workers.heap import spare_what_is_loaded
 from workers.publisher import RedisPublisher
+from workers.vitals import Turn, manager_liveness, manager_readiness
 
 if TYPE_CHECKING:
     from batching.interfaces import LeaderTerm
@@ -45,6 +47,8 @@ SWEEP_INTERVAL = 1.0
 REWRITE_SLICE = 0.2
 #: Seconds between two ticks at least, however quickly the lanes are emptied; a hint comes sooner.
 _SHORTEST_PAUSE = 0.02
+#: Seconds that a turn may take at least, before it counts as one that hangs.
+_LONGEST_TURN = 10.0
 #: Ticks in a row without waiting, while there is more to do.
 _BUSY_TICKS = 50
 
@@ -76,6 +80,14 @@ class Manager:
         self._hinted = False
         self._outlook: Outlook | None = None
         self._alarm = math.inf
+        self._broker = True
+        self.last: Turn | None = None
+        """How the last turn went, for probes."""
+
+    @property
+    def patience(self) -> float:
+        """Seconds after which a turn that has not ended says that this process hangs."""
+        return max(_LONGEST_TURN, 5 * self._settings.leader_lease)
 
     def stop(self) -> None:
         """Ask the loop to end; safe from a signal handler, and to call twice."""
@@ -101,15 +113,24 @@ class Manager:
             The seconds to wait before the next.
         """
         try:
-            return self._turn()
+            next_pause = self._turn()
         except DatabaseUnavailableError as error:
             pause = min(5.0, max(0.2, 2 * pause))
             log.warning("database is away", error=str(error), retry_in=pause)
-        except Exception:
+            self._note("the database is away")
+        except Exception as error:
             pause = min(5.0, max(0.2, 2 * pause))
             log.exception("turn failed", retry_in=pause)
+            self._note(f"its turn failed with {type(error).__name__}; its log says more")
+        else:
+            self._note(None)
+            return next_pause
         self._term = None
         return pause
+
+    def _note(self, trouble: str | None) -> None:
+        leads = trouble is None and self._term is not None
+        self.last = Turn(time.monotonic(), self.id, leads, trouble, self._broker)
 
     def _turn(self) -> float:
         term = self._lead()
@@ -165,7 +186,9 @@ class Manager:
             started = self._dispatcher.promote(term, outlook)
         except BrokerUnavailableError as error:
             log.warning("broker is away", error=str(error))
+            self._broker = False
             return False
+        self._broker = True
         if started:
             self._outlook = None
             self._conclude_empty(started)
@@ -214,6 +237,7 @@ class Manager:
         try:
             self._hinted = self._publisher.wait_hint(seconds)
         except BrokerUnavailableError:
+            self._broker = False
             self._stopping.wait(seconds)
 
     def resign(self) -> None:
@@ -254,7 +278,9 @@ def main(*, tied: bool = False) -> int:
     """
     _keep_variables_out_of_logs()
     try:
-        manager = build(get_settings())
+        settings = get_settings()
+        manager = build(settings)
+        probe = None if settings.health_address is None else _probe(settings.health_address, manager)
     except BatchingError as error:
         sys.stderr.write(f"batching manager: {error}\n")
         return 2
@@ -264,7 +290,20 @@ def main(*, tied: bool = False) -> int:
     if tied:
         threading.Thread(target=_end_with_parent, args=(manager,), daemon=True).start()
     manager.run()
+    if probe is not None:
+        probe.close()
     return 0
+
+
+def _probe(address: str, manager: Manager) -> Probe:
+    """Answer `/livez` and `/readyz` by how the last turn went."""
+    pages = {
+        "/livez": lambda: manager_liveness(manager.last, manager.patience),
+        "/readyz": lambda: manager_readiness(manager.last, manager.patience),
+    }
+    probe = Probe(address, pages)
+    probe.start()
+    return probe
 
 
 def _keep_variables_out_of_logs() -> None:

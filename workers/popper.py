@@ -60,6 +60,11 @@ class Popper:
         """Messages asked for and not answered yet."""
         return self._asked
 
+    @property
+    def connected(self) -> bool:
+        """Whether the server was there when it was needed last."""
+        return not self._pause
+
     def ask(self, keys: Sequence[str], count: int) -> None:
         """Ask for up to `count` messages of these lists; does nothing while an answer, or a pause, is outstanding."""
         if self._overdue is not None or not keys:

@@ -13,6 +13,7 @@ from batching.broker import with_tls_options
 from batching.database import Database
 from batching.errors import BrokerUnavailableError, ConfigurationError
 from batching.execution_manager import BatchExecutionManager
+from batching.probes import Probe
 from batching.registry import WorkerRegistry
 from batching.settings import Settings, get_settings, mask_url
 from batching.state_manager import BatchStateManager
@@ -25,6 +26,7 @@ from workers.loops import Loop
 from workers.messenger import where_is
 from workers.publisher import RedisPublisher
 from workers.tasks import bind, check_limits
+from workers.vitals import Notes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -72,6 +74,8 @@ class Assembly:
     solo: SoloExecutor | None
     consumer: LaneConsumer
     companion: Companion | None
+    notes: Notes
+    probe: Probe | None
 
     @property
     def threaded(self) -> bool:
@@ -80,6 +84,8 @@ class Assembly:
 
     def close(self) -> None:
         """Close what the parts hold open."""
+        if self.probe is not None:
+            self.probe.close()
         self.publisher.close()
         self.database.close()
         self.loop.close()
@@ -115,6 +121,8 @@ def assemble(controller: Any) -> Assembly:
         BatchStateManager(database, max_losses=settings.max_losses), max_losses=settings.max_losses
     )
     ports = Ports(loop, executor, manager, WorkerRegistry(database), publisher, settings, handlers)
+    # Two leases: by then, others have long taken over what it held.
+    notes = Notes(2 * settings.worker_lease)
     return Assembly(
         settings,
         kind,
@@ -126,13 +134,20 @@ def assemble(controller: Any) -> Assembly:
         executor if isinstance(executor, SoloExecutor) else None,
         LaneConsumer(ports),
         Companion(loop, _for_the_manager(controller.app, settings, broker_url)) if settings.manager else None,
+        notes,
+        Probe(settings.health_address, notes.pages()) if settings.health_address is not None else None,
     )
 
 
 def _for_the_manager(app: Any, settings: Settings, broker_url: str) -> dict[str, str]:
     """What its environment does not say: the broker for lanes, and through which application callbacks are sent."""
     found = settings.celery_app or where_is(app)
-    return {"BATCHING_BROKER_URL": broker_url, **({} if found is None else {"BATCHING_CELERY_APP": found})}
+    # The address for probes is this worker's: it restarts its manager itself.
+    return {
+        "BATCHING_BROKER_URL": broker_url,
+        "BATCHING_HEALTH_ADDRESS": "",
+        **({} if found is None else {"BATCHING_CELERY_APP": found}),
+    }
 
 
 def _check_pool(controller: Any, kind: str) -> None:

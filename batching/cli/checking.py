@@ -1,90 +1,20 @@
-"""`health`, `doctor`, `db`: is everything there, does everything add up, does the schema fit."""
+"""`doctor`, `db`: does everything add up, does the schema fit."""
 
 from __future__ import annotations
 
 from contextlib import closing, contextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import click
 
 from batching.cli.output import json_flag, print_json, safe
-from batching.errors import BatchingError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from batching.cli.access import Access
     from batching.doctor.broker import Keys
     from batching.interfaces import Publisher
-
-
-class _Check(NamedTuple):
-    """One thing that was looked at."""
-
-    name: str
-    ok: bool
-    detail: str
-
-
-@click.command()
-@json_flag
-@click.pass_context
-def health(ctx: click.Context, *, as_json: bool) -> None:
-    """Check database, schema, manager, workers and broker. Exit code 1 when one of them is not well."""
-    checks = _all_checks(ctx.obj)
-    well = all(check.ok for check in checks)
-    if as_json:
-        print_json({"ok": well, "checks": {name: {"ok": ok, "detail": detail} for name, ok, detail in checks}})
-    else:
-        for check in checks:
-            click.echo(f"{'ok  ' if check.ok else 'BAD '} {check.name}: {safe(check.detail)}")
-    ctx.exit(0 if well else 1)
-
-
-def _all_checks(access: Access) -> list[_Check]:
-    checks = [_attempt("database", lambda: _database(access))]
-    if checks[0].ok:  # what follows is asked of the database
-        checks += [_attempt("manager", lambda: _manager(access)), _attempt("workers", lambda: _workers(access))]
-    if access.settings.broker_url is not None:
-        checks.append(_attempt("broker", lambda: _broker(access)))
-    return checks
-
-
-def _attempt(name: str, look: Callable[[], tuple[bool, str]]) -> _Check:
-    try:
-        return _Check(name, *look())
-    except BatchingError as error:
-        return _Check(name, ok=False, detail=str(error))
-
-
-def _database(access: Access) -> tuple[bool, str]:
-    kind = access.database.dialect  # opening it checks that it answers, and its schema
-    return True, f"{kind} answers, its schema is up to date"
-
-
-def _manager(access: Access) -> tuple[bool, str]:
-    if access.statistics.led():
-        return True, "a manager leads"
-    return False, "no manager leads; start a worker, or `batching manager`, or look at their logs"
-
-
-def _workers(access: Access) -> tuple[bool, str]:
-    live = [worker for worker in access.statistics.workers() if worker.live and not worker.draining]
-    if live:
-        slots = sum(worker.slots for worker in live)
-        return True, f"{len(live)} live, with {slots} {'slot' if slots == 1 else 'slots'} in all"
-    return False, "none is live; start one with `batching worker`, or look at their logs"
-
-
-def _broker(access: Access) -> tuple[bool, str]:
-    from batching.broker import Doorbell  # noqa: PLC0415 - only this check needs redis
-
-    bell = Doorbell(str(access.settings.broker_url), access.settings.key_prefix)
-    try:
-        bell.ping()
-    finally:
-        bell.close()
-    return True, "answers"
 
 
 @click.command()

@@ -24,7 +24,7 @@ VERBS: Final = {
     "doctor": "batching.cli.checking:doctor",
     "execute": "batching.cli.steering:execute",
     "failures": "batching.cli.triaging:failures",
-    "health": "batching.cli.checking:health",
+    "health": "batching.cli.probing:health",
     "limit": "batching.cli.queues:limit",
     "list": "batching.cli.reading:list_batches",
     "manager": "batching.cli.one_shot:manager",

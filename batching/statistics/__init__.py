@@ -1,5 +1,6 @@
 """Every read for people: counts, place in line, rate, ETA, and why a batch does not move. No writes."""
 
+from batching.statistics.fleet import Occupation
 from batching.statistics.reader import Statistics
 from batching.statistics.search import Search
 from batching.statistics.views import (
@@ -21,6 +22,7 @@ __all__ = [
     "FailureChange",
     "FailureGroup",
     "HistoryEntry",
+    "Occupation",
     "QueueView",
     "ResultLine",
     "Search",

@@ -11,7 +11,7 @@ from batching.models import queues as queue_table
 from batching.moves.counters import Counts, read_many
 from batching.settings import get_settings
 from batching.states import TERMINAL_BATCH_STATES, BatchState
-from batching.statistics import line, lookup
+from batching.statistics import fleet, line, lookup
 from batching.statistics.failures import compare_failures, read_failures
 from batching.statistics.listing import read_views
 from batching.statistics.outbox import read_callbacks
@@ -22,8 +22,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from batching.database import Database
+    from batching.interfaces import Lane
     from batching.settings import Settings
     from batching.states import CallbackState
+    from batching.statistics.fleet import Occupation
     from batching.statistics.profile_reads import Page
     from batching.statistics.search import Search
     from batching.statistics.views import (
@@ -231,6 +233,21 @@ class Statistics:
         """Every worker there is, those that were heard last first."""
         with self._database.read() as connection:
             return line.read_workers(connection, self._lease)
+
+    def occupations(self) -> list[Occupation]:
+        """What every worker runs, by batch."""
+        with self._database.read() as connection:
+            return fleet.occupations(connection)
+
+    def unserved(self) -> list[Lane]:
+        """The lanes of batches that run, or could, and that no live worker serves."""
+        with self._database.read() as connection:
+            return fleet.unserved(connection, line.read_workers(connection, self._lease))
+
+    def overdue_runs(self, worker_id: str) -> list[str]:
+        """Task ids of a worker's runs that are over their batch's own time limit and have not ended."""
+        with self._database.read() as connection:
+            return fleet.overdue_runs(connection, worker_id)
 
     def uninterruptible(self, batch_id: str) -> dict[str, int]:
         """Profiles of a batch that run where nothing can interrupt them, by the worker's pool.
