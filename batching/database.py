@@ -7,7 +7,7 @@ import os
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import (
     BigInteger,
@@ -27,7 +27,7 @@ from sqlalchemy import (
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, NoSuchModuleError, OperationalError
 from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.pool import NullPool
+from sqlalchemy.pool import NullPool, QueuePool
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
@@ -194,6 +194,15 @@ def _age_sqlite(element: age, compiler: Any, **options: Any) -> str:
     return f"((julianday('now') - julianday({moment})) * 86400.0)"
 
 
+class Connections(NamedTuple):
+    """The connections of a process, at a moment."""
+
+    in_use: int = 0
+    idle: int = 0
+    overflow: int = 0
+    """Of both, those beyond the number that is kept."""
+
+
 class Database:
     """Engines and transactions for one store.
 
@@ -208,6 +217,8 @@ class Database:
         self._timeout = timeout
         self._pooled = pooled
         self._pid = os.getpid()
+        self.connects = 0
+        """Connections that were opened so far: it grows when some break, or are not enough."""
         try:
             parsed = make_url(url)
         except (ArgumentError, ValueError):  # the latter of a port, quoting what may be a part of the password
@@ -280,6 +291,7 @@ class Database:
         # Payloads and results are among the parameters: an error's message must not carry them into logs.
         engine = create_engine(self._parsed, connect_args=arguments, hide_parameters=True, **pool, **more)
         read_identifiers_as_text(engine)
+        event.listen(engine, "connect", self._opened)
         if self._timeout is not None:
             bound_answers(engine, 2 * self._timeout)
         return engine
@@ -292,6 +304,8 @@ class Database:
             hide_parameters=True,
             **({} if self._pooled else {"poolclass": NullPool}),
         )
+
+        event.listen(engine, "connect", self._opened)
 
         @event.listens_for(engine, "connect")
         def _prepare(connection: Any, record: Any) -> None:
@@ -310,6 +324,17 @@ class Database:
             connection.exec_driver_sql(f"BEGIN {mode}")
 
         return engine
+
+    def _opened(self, *_: object) -> None:
+        self.connects += 1
+
+    def connections(self) -> Connections:
+        """What is open now; nothing is asked."""
+        held = self.__dict__.get("engine")
+        pool = None if held is None else held.pool
+        if not isinstance(pool, QueuePool):
+            return Connections()
+        return Connections(pool.checkedout(), pool.checkedin(), max(0, pool.overflow()))
 
     @contextmanager
     def begin(self) -> Iterator[Connection]:

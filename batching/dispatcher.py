@@ -234,6 +234,13 @@ class Dispatcher:
         self._sent[batch_id] = sent
         return sent
 
+    def windows(self) -> dict[str, int]:
+        """Messages that may be in the broker at once, as last decided, by handler."""
+        found: Counter[str] = Counter()
+        for lane, window in self._windows.items():
+            found[lane.handler] += window.last
+        return dict(found)
+
     def forget(self) -> None:
         """Begin anew, after a time of not being the leader."""
         self._windows.clear()

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from contextlib import suppress
+from time import perf_counter
 from typing import TYPE_CHECKING
 
 from batching import faults
 from batching.errors import BatchingError
+from batching.figures import Figures
 from batching.interfaces import Bookmark
 from batching.policies import settlement
 from batching.states import ProfileState
@@ -41,6 +44,7 @@ class BatchExecutionManager:
         publisher: The border to the broker; None in processes that never dispatch (producers, workers).
         max_losses: Losses after which a profile runs alone, and one more fails it.
         jitter: Uniform numbers in [0, 1) for back-offs.
+        figures: Counts what is done; by default for nobody.
     """
 
     def __init__(
@@ -50,11 +54,13 @@ class BatchExecutionManager:
         *,
         max_losses: int = 2,
         jitter: Callable[[], float] = random.random,
+        figures: Figures | None = None,
     ) -> None:
         self._state_manager = state_manager
         self._publisher = publisher
         self._max_losses = max_losses
         self._jitter = jitter
+        self._figures = figures or Figures()
 
     def execute_batch(self, batch_id: str) -> BatchState:
         return self._state_manager.request_promotion(batch_id)
@@ -70,7 +76,9 @@ class BatchExecutionManager:
         """Publish after the commit: a crash between the two leaves dispatches without messages: the sweep's."""
         if bookmark is None:
             bookmark = Bookmark()
+        began = perf_counter()
         dispatches = self._state_manager.dispatch(batch_id, limit, term, bookmark.number, brakes)
+        self._count_dispatched(dispatches, perf_counter() - began)
         bookmark.passed(dispatches)
         faults.reach("dispatch.committed")
         self.republish(dispatches)
@@ -78,18 +86,32 @@ class BatchExecutionManager:
 
     def start_batch(self, queue: str, term: LeaderTerm, plan: Plan) -> Start | None:
         """Promote the next batch in line, dispatch the first of its profiles, commit, then publish."""
+        began = perf_counter()
         started = self._state_manager.start(queue, term, plan)
         if started is not None:
+            self._count_dispatched(started.dispatches, perf_counter() - began)
             faults.reach("start.committed")
             self.republish(started.dispatches)
         return started
 
+    def _count_dispatched(self, dispatches: Sequence[Dispatch], seconds: float) -> None:
+        if dispatches:  # all of one batch
+            self._figures.step("dispatch", len(dispatches), seconds)
+            handler = self._figures.handler(dispatches[0].lane.handler)
+            self._figures.count("profiles_dispatched", handler, amount=len(dispatches))
+
     def republish(self, dispatches: Sequence[Dispatch]) -> None:
         if dispatches and self._publisher is not None:
+            began = perf_counter()
             self._publisher.publish(dispatches)
+            self._figures.step("publish", len(dispatches), perf_counter() - began)
 
     def claim(self, worker_id: str, runs: Sequence[RunId]) -> ClaimResult:
+        began = perf_counter()
         result = self._state_manager.claim(worker_id, runs)
+        self._figures.step("claim", len(runs), perf_counter() - began)
+        self._figures.count("runs_claimed", amount=len(result.claimed))
+        self._figures.count("claims_refused", amount=result.refused)
         faults.reach("claim.committed")
         return result
 
@@ -106,12 +128,36 @@ class BatchExecutionManager:
         """
         settlements = [settlement(claimed, outcome, self._max_losses, self._jitter()) for claimed, outcome in outcomes]
         faults.reach("settle.decided")
+        began = perf_counter()
         result = self._state_manager.settle(worker_id, settlements)
+        self._figures.step("settle", len(settlements), perf_counter() - began)
+        self._count_settled(outcomes, settlements, result)
         faults.reach("settle.committed")
         # Settled it is: the sweep repeats a conclusion that fails, and the same outcomes again would only be late.
         with suppress(BatchingError):
             self._state_manager.conclude({run.batch_id for run in result.applied} - _goes_on(settlements, holding))
         return result
+
+    def _count_settled(
+        self,
+        outcomes: Sequence[tuple[Claimed, Outcome]],
+        settlements: Sequence[Settlement],
+        result: SettleResult,
+    ) -> None:
+        self._figures.count("late_results", amount=len(result.late))
+        late = set(result.late)
+        ends: dict[str, tuple[str, Counter[str]]] = {}
+        batch_id, counted = "", Counter[str]()
+        # Neighbours are mostly of one batch: thousands of them a second are only added up.
+        for (claimed, _), each in zip(outcomes, settlements, strict=True):
+            if late and each.run in late:
+                continue
+            if each.run.batch_id != batch_id:
+                batch_id = each.run.batch_id
+                _, counted = ends.setdefault(batch_id, (claimed.terms.lane.handler, Counter()))
+            counted[each.label] += 1
+        for batch_id, (handler, counted) in ends.items():
+            self._figures.ended(handler, batch_id, counted)
 
 
 _HARMLESS = frozenset({ProfileState.SUCCEEDED, ProfileState.SKIPPED})

@@ -199,6 +199,12 @@ Index("batches_deadline_idx", batches.c.deadline, postgresql_where=HAS_DEADLINE,
 # Retention: the oldest finished first.
 _FINISHED = text("finished_at IS NOT NULL")
 Index("batches_finished_idx", batches.c.finished_at, postgresql_where=_FINISHED, sqlite_where=_FINISHED)
+# How many have ended, and how, for who watches: counted in this index alone.
+ENDED: Final = _FINISHED
+Index("batches_ended_idx", batches.c.queue, batches.c.state, postgresql_where=_FINISHED, sqlite_where=_FINISHED)
+# And those that have not, which are few beside them.
+UNENDED: Final = text("finished_at IS NULL")
+Index("batches_unended_idx", batches.c.queue, batches.c.state, postgresql_where=UNENDED, sqlite_where=UNENDED)
 
 #: Which batches a batch waits for before it may start. Written when it is submitted, of batches that exist by then: so
 #: there is no cycle, since the last batch of one would have had to wait for a batch that was not there yet.
@@ -403,6 +409,8 @@ Index("callbacks_once_key", callbacks.c.batch_id, callbacks.c.event, callbacks.c
 #: Queries repeat it word for word, as `ACTIVE`.
 UNDELIVERED: Final = text("state = 'waiting'")
 Index("callbacks_due_idx", callbacks.c.due_at, postgresql_where=UNDELIVERED, sqlite_where=UNDELIVERED)
+DEAD: Final = text("state = 'dead'")
+Index("callbacks_dead_idx", callbacks.c.settled_at, postgresql_where=DEAD, sqlite_where=DEAD)
 
 #: Worker processes. The identity is made at boot, not taken from the host name.
 workers = Table(
@@ -419,6 +427,8 @@ workers = Table(
     Column("draining", Boolean, nullable=False, server_default=false()),
     Column("started_at", Timestamp, nullable=False, server_default=now()),
     Column("heartbeat_at", Timestamp, nullable=False, server_default=now()),
+    # What it held, and its connections, at its last heartbeat.
+    Column("gauges", JSONText),
 )
 
 #: What payloads a handler takes, as its workers advertise it, for producers that do not have its code.
@@ -454,21 +464,103 @@ rates = Table(
     Column("measured_at", Timestamp, nullable=False, server_default=now()),
 )
 
+#: What each process has counted since it last said so (`figures.Figures`): a letter box with room for one letter, which
+#: the leader empties into the tables below. Only its own process writes a row, so none waits for another.
+figure_news = Table(
+    "figure_news",
+    metadata,
+    # Made at boot, by who counts; another one than the id of a worker, which may be declared dead and go on.
+    Column("source", Identifier, primary_key=True),
+    # Of the last letter. One that is repeated has the same: a COMMIT whose answer was lost counts once.
+    Column("number", Integer, nullable=False),
+    # Null once the leader has it.
+    Column("document", JSONText),
+    Column("written_at", Timestamp, nullable=False, server_default=now()),
+)
+
+#: All that was ever counted, of all processes: no process has a row of its own, so none takes its counts with it.
+figures = Table(
+    "figures",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    # A JSON array of values; the empty text for none.
+    Column("labels", String(512), primary_key=True),
+    # The bucket of a histogram, from 0; -1 is its sum, or the count itself where there are no buckets.
+    Column("bucket", SmallInteger, primary_key=True, autoincrement=False),
+    Column("amount", Double, nullable=False),
+    Column("changed_at", Timestamp, nullable=False, server_default=now()),
+)
+
+#: How long the runs of a batch took; buckets as in `figures`.
+durations = Table(
+    "durations",
+    metadata,
+    Column("batch_id", Identifier, ForeignKey("batches.id", ondelete="CASCADE"), primary_key=True),
+    Column("bucket", SmallInteger, primary_key=True, autoincrement=False),
+    Column("amount", Double, nullable=False),
+)
+
+
+def _ends() -> list[Column[Any]]:
+    """What became of the runs that ended in a span of time: so many profiles settled, and so many are tried again."""
+    return [
+        Column(name, BigNumber, nullable=False, server_default=text("0"))
+        for name in ("settled", "succeeded", "failed", "retried")
+    ]
+
+
+#: What all batches together settled, in spans of some lengths; short ones are kept for an hour: see `moves/figures`.
+throughput = Table(
+    "throughput",
+    metadata,
+    Column("seconds", Integer, primary_key=True, autoincrement=False),
+    # When it begins: seconds since 1970, a multiple of its length.
+    Column("at", BigNumber, primary_key=True, autoincrement=False),
+    *_ends(),
+)
+
+#: What each batch settled; all its spans are of one length, which grows with the time that it takes.
+batch_throughput = Table(
+    "batch_throughput",
+    metadata,
+    Column("batch_id", Identifier, ForeignKey("batches.id", ondelete="CASCADE"), primary_key=True),
+    Column("seconds", Integer, primary_key=True, autoincrement=False),
+    Column("at", BigNumber, primary_key=True, autoincrement=False),
+    *_ends(),
+)
+
+#: What the leader last saw beside SQL, such as the lengths of the lanes' lists.
+gauges = Table(
+    "gauges",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("document", JSONText, nullable=False),
+    Column("written_at", Timestamp, nullable=False, server_default=now()),
+)
+
 __all__ = [
     "ACTIVE",
+    "DEAD",
+    "ENDED",
     "GROUPED",
     "HAS_DEADLINE",
     "LINE_ORDER",
     "NOBODY",
     "SCHEDULED",
     "UNDELIVERED",
+    "UNENDED",
     "UNMET",
     "attempts",
+    "batch_throughput",
     "batches",
     "bulk_moves",
     "callbacks",
     "counters",
     "dependencies",
+    "durations",
+    "figure_news",
+    "figures",
+    "gauges",
     "handler_schemas",
     "history",
     "labels",
@@ -478,6 +570,7 @@ __all__ = [
     "queues",
     "rate_limits",
     "rates",
+    "throughput",
     "turns",
     "workers",
 ]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from batching.moves import advertising, leadership, profile, rehearsal, rows, sweep
+from batching.moves import advertising, figures, leadership, profile, rehearsal, rows, sweep
 from batching.schemas import advertised
 from batching.states import BatchState
 
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
     from batching.database import Database
+    from batching.figures import Figures, News
     from batching.interfaces import RunId, WorkerInfo
 
 
@@ -37,10 +38,36 @@ class WorkerRegistry:
             if schemas:
                 advertising.advertise(writing, schemas)
 
-    def beat(self, worker_id: str, *, draining: bool = False) -> bool:
-        """Show a sign of life; False: this worker was declared dead and must register again under a new id."""
+    def beat(
+        self,
+        worker_id: str,
+        *,
+        draining: bool = False,
+        counted: Figures | None = None,
+        gauges: dict[str, Any] | None = None,
+    ) -> bool:
+        """Show a sign of life; False: this worker was declared dead and must register again under a new id.
+
+        Args:
+            worker_id: Whose.
+            draining: It takes nothing new.
+            counted: What it has counted, which is told on this occasion, by one statement more.
+            gauges: What it holds now.
+        """
+        seen = None if gauges is None else {**gauges, "connections": self._database.connections()._asdict()}
+        if counted is not None:
+            counted.grown("database_connects", "worker", total=self._database.connects)
+        news = None if counted is None else counted.news()
         with self._database.begin() as writing:
-            return leadership.beat(writing, worker_id, draining=draining)
+            alive = leadership.beat(writing, worker_id, draining=draining, gauges=seen)
+            heard = news is not None and figures.tell(writing, news)
+        self._heard(counted, news, heard)
+        return alive
+
+    @staticmethod
+    def _heard(counted: Figures | None, news: News | None, heard: bool) -> None:
+        if counted is not None and news is not None and heard:
+            counted.told(news)
 
     def running(self, worker_id: str) -> list[RunId]:
         """What SQL thinks this worker runs."""
@@ -73,8 +100,11 @@ class WorkerRegistry:
         with self._database.read() as reading:
             return leadership.queue_names(reading)
 
-    def leave(self, worker_id: str) -> None:
+    def leave(self, worker_id: str, counted: Figures | None = None) -> None:
         """Give everything back and delete the row: the end of a clean stop. Repeatable."""
+        news = None if counted is None else counted.news()
         with self._database.begin() as writing:
             sweep.give_back(writing, worker_id, [run for run, *_ in profile.running_of(writing, worker_id)])
             leadership.unregister(writing, worker_id)
+            heard = news is not None and figures.tell(writing, news)
+        self._heard(counted, news, heard)

@@ -71,6 +71,8 @@ class Settings(BaseSettings):
     """`host:port` where a worker, or a manager of its own, answers `/livez` and `/readyz`; None: nowhere."""
     retention_days: float = Field(30.0, ge=0)
     """Days that finished batches are kept before `prune` deletes them."""
+    metrics_address: str | None = None
+    """Where a manager serves `/metrics` for Prometheus: `host:port`, or a port of 127.0.0.1; None: nowhere."""
 
     webhook_secrets: Annotated[tuple[SecretStr, ...], NoDecode] = ()
     """What webhooks are signed with: `whsec_` and base64; two, separated by a comma, while one replaces the other."""
@@ -95,10 +97,17 @@ class Settings(BaseSettings):
             return tuple(part for part in re.split(r"[,\s]+", value) if part)
         return value
 
-    @field_validator("database_url", "broker_url", "celery_app", "health_address", mode="before")
+    @field_validator("database_url", "broker_url", "celery_app", "health_address", "metrics_address", mode="before")
     @classmethod
     def _blank_is_none(cls, value: Any) -> Any:
         return value or None
+
+    @field_validator("metrics_address")
+    @classmethod
+    def _names_a_port(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]:|[^:\s]*:)?\d{1,5}", value):
+            raise ValueError("must be host:port, such as 127.0.0.1:9464, [::1]:9464 or 0.0.0.0:9464, or a port alone")
+        return value
 
     @field_validator("hardened")
     @classmethod

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 
 import structlog
 
 from batching import faults
 from batching.errors import BrokerUnavailableError
+from batching.figures import OTHER, Figures
 from batching.moves import leadership, sweep
 from batching.moves.batch import wants_conclusion
 from batching.moves.sweep import LostEvidence
 from batching.states import LimitKind
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from datetime import datetime
 
     from batching.execution_manager import BatchExecutionManager
-    from batching.interfaces import LeaderTerm, Publisher
+    from batching.interfaces import Lane, LeaderTerm, Publisher, RunId
     from batching.outlook import Outlook
     from batching.settings import Settings
     from batching.state_manager import BatchStateManager
@@ -82,6 +84,7 @@ class Sweeper:
         execution_manager: Publishes what has to be published again.
         publisher: Asked for evidence of lost messages.
         settings: Leases and delays.
+        figures: Counts repairs; by default for nobody.
     """
 
     def __init__(
@@ -90,7 +93,11 @@ class Sweeper:
         execution_manager: BatchExecutionManager,
         publisher: Publisher,
         settings: Settings,
+        figures: Figures | None = None,
     ) -> None:
+        self._figures = figures or Figures()
+        self.lengths: dict[str, int] = {}
+        """Messages in the broker as last seen, by handler."""
         self._state = state_manager
         self._execution = execution_manager
         self._publisher = publisher
@@ -114,9 +121,15 @@ class Sweeper:
         )
         if any(each.kind is LimitKind.BATCH for each in outlook.limits):
             self._state.forget_limits()
-        return Swept(concluded, self._take_back(term), self._republish(term, outlook), self._state.sweep_abandoned())
+        swept = Swept(
+            concluded, self._take_back(term, outlook), self._republish(term, outlook), self._state.sweep_abandoned()
+        )
+        self._figures.count("sweep_repairs", "batch", amount=len(swept.concluded))
+        self._figures.count("sweep_repairs", "message", amount=swept.republished)
+        self._figures.count("sweep_repairs", "submission", amount=len(swept.abandoned))
+        return swept
 
-    def _take_back(self, term: LeaderTerm) -> int:
+    def _take_back(self, term: LeaderTerm, outlook: Outlook) -> int:
         """Runs of workers that were silent for a watched lease are pending again."""
         with self._state.database.read() as connection:
             signs: dict[str, datetime | None] = dict(leadership.heartbeats(connection))
@@ -128,15 +141,26 @@ class Sweeper:
                 faults.reach("lost.taken")
                 log.warning("worker is dead", worker=worker_id, lost_runs=len(taken))
                 lost += len(taken)
+                self._figures.count("sweep_repairs", "worker")
+                self._count_lost(taken, outlook)
         return lost
+
+    def _count_lost(self, taken: Sequence[RunId], outlook: Outlook) -> None:
+        self._figures.count("sweep_repairs", "run", amount=len(taken))
+        handlers = {each.row.id: each.lane.handler for each in outlook.active}
+        for batch_id, number in Counter(run.batch_id for run in taken).items():
+            handler = self._figures.handler(handlers.get(batch_id, OTHER))
+            self._figures.count("losses", handler, amount=number)
 
     def _republish(self, term: LeaderTerm, outlook: Outlook) -> int:
         """Dispatches whose message looks lost are published again; a broker that is away is asked again later."""
+        self.lengths = {}
         lanes = outlook.lanes()
         if not lanes:
             return 0
         try:
             lengths = self._publisher.lengths(lanes)
+            self.lengths = _by_handler(lengths)
             incarnation = self._publisher.incarnation()
             renewed = self._incarnation is not None and incarnation != self._incarnation
             evidence = LostEvidence(
@@ -148,6 +172,7 @@ class Sweeper:
             self._execution.republish(suspects)
         except BrokerUnavailableError as error:
             log.warning("broker is away", error=str(error))
+            self._figures.count("broker_errors", "manager")
             self._state.note_broker_away(term, _BROKER_NOTE)
             return 0
         # Only now: a crash before this line examines everything once more.
@@ -155,3 +180,11 @@ class Sweeper:
         if suspects:
             log.info("published again", runs=len(suspects), broker_renewed=renewed)
         return len(suspects)
+
+
+def _by_handler(lengths: Mapping[Lane, int]) -> dict[str, int]:
+    """Of all queues together."""
+    found: Counter[str] = Counter()
+    for lane, length in lengths.items():
+        found[lane.handler] += length
+    return dict(found)

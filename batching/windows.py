@@ -74,6 +74,11 @@ class LaneWindow:
         self.waiting = self._seen = waiting
 
     @property
+    def last(self) -> int:
+        """The size that was filled up last."""
+        return self._last
+
+    @property
     def dry(self) -> bool:
         """Whether the workers were seen to have taken all there was."""
         return not self._seen

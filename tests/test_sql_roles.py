@@ -12,8 +12,13 @@ from batching import migration
 from batching.database import Database
 from batching.doctor import examine
 from batching.errors import BatchingError, InvalidInputError, NotPermittedError, QueueFullError
+from batching.figures import Figures
+from batching.measure import Measurer
+from batching.metrics import exposition
 from batching.models import batches, metadata, profiles
+from batching.outlook import look
 from batching.queue_manager import QueueManager
+from batching.registry import WorkerRegistry
 from batching.states import BatchState, StopTarget
 from tests.accounting import FAILED, HANDLER, Desk, assert_accounted
 from tests.sql_roles import ROLES, install, upgrade, url_of
@@ -83,6 +88,10 @@ def everything(manager: QueueManager, batch_id: str) -> list[Any]:
         reads.attempts(batch_id, "k1"),
         reads.workers(),
         reads.led(),
+        reads.throughput(batch_id),
+        reads.throughput(),
+        reads.durations(),
+        exposition(manager.database, manager.settings),
     ]
 
 
@@ -206,6 +215,12 @@ def test_a_worker_leads_runs_settles_and_steers(desk: Desk) -> None:
     desk.work(done)
     failed = desk.start(2, queue="works", max_passes=1)
     desk.work(failed, lambda _: FAILED)
+    counted = Figures()
+    counted.ended(HANDLER, done, {"succeeded": 3})
+    counted.ran(HANDLER, done, 0.1)
+    assert WorkerRegistry(desk.database).beat(desk.worker, counted=counted, gauges={"active": 0})
+    Measurer(desk.database).measure(desk.term, look(desk.database, 10.0), {"messages": {}})
+    assert manager.statistics.durations(done).runs == 1
 
     assert (desk.state(done), desk.state(failed)) == (BatchState.SUCCEEDED, BatchState.FAILED)
     manager.retry(failed)

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from batching.errors import BrokerUnavailableError
+from batching.figures import Figures
 from batching.interfaces import Ending, Lane, Outcome
 from workers.appetite import Appetite
 from workers.bundles import Bundle
@@ -57,14 +58,21 @@ class Registry(Protocol):
 
     def rehearse(self, worker_id: str) -> None: ...
     def register(self, info: WorkerInfo) -> None: ...
-    def beat(self, worker_id: str, *, draining: bool = False) -> bool: ...
+    def beat(
+        self,
+        worker_id: str,
+        *,
+        draining: bool = False,
+        counted: Figures | None = None,
+        gauges: dict[str, Any] | None = None,
+    ) -> bool: ...
     def running(self, worker_id: str) -> list[RunId]: ...
     def give_back(self, worker_id: str, runs: Sequence[RunId]) -> int: ...
     def stands(self, run: RunId) -> bool: ...
     def stopping(self, batch_ids: Collection[str]) -> set[str]: ...
     def interrupted(self, batch_ids: Collection[str]) -> set[str]: ...
     def queues(self) -> list[str]: ...
-    def leave(self, worker_id: str) -> None: ...
+    def leave(self, worker_id: str, counted: Figures | None = None) -> None: ...
 
 
 class Executor(Protocol):
@@ -112,6 +120,7 @@ class Ports:
     publisher: RedisPublisher
     settings: Settings
     handlers: frozenset[str]
+    figures: Figures = field(default_factory=Figures)
 
 
 class LaneConsumer:
@@ -121,11 +130,12 @@ class LaneConsumer:
         self._ports = ports
         self.loop, self.executor, self.registry = ports.loop, ports.executor, ports.registry
         self.settings = ports.settings
-        self.gate = SqlGate(self.loop, self._reopen)
+        self.figures = ports.figures
+        self.gate = SqlGate(self.loop, self._reopen, self.figures)
         self._held_of: Counter[str] = Counter()
         self.outcomes = Outcomes(ports.manager, self.settings.flush_size, self.settings.flush_interval, self._held_of)
-        self.popper = Popper(self.loop, ports.publisher, self._popped)
-        self.reader = Reader(ports.handlers)
+        self.popper = Popper(self.loop, ports.publisher, self._popped, self.figures)
+        self.reader = Reader(ports.handlers, self.figures)
         self.info = self._fresh_identity()
         self.registered = False
         self.pending: dict[RunId, Offer] = {}
@@ -220,7 +230,10 @@ class LaneConsumer:
             if self._alone_run == run:
                 self._alone_run = None
             self.outcomes.add(request, outcome)
-            self._appetite.ended(request.claimed.terms.lane.handler, request.runtime)
+            handler = request.claimed.terms.lane.handler
+            self._appetite.ended(handler, request.runtime)
+            if request.runtime is not None:
+                self.figures.ran(handler, run.batch_id, request.runtime)
         self._plan_pump()
 
     def _bundle_ended(self, bundle: Bundle, unrun: Sequence[RunRequest]) -> None:
@@ -336,6 +349,7 @@ class LaneConsumer:
         """Take note of an offer; False when it has to go back to its lane."""
         if offer.run in self.held or offer.run in self.pending:
             self.duplicates += 1
+            self.figures.count("duplicate_deliveries")
         elif self.draining or self._alone is not None:
             return False
         elif offer.alone:
@@ -509,7 +523,7 @@ class LaneConsumer:
             self.registry.rehearse(self.info.id)
             self.registry.register(self.info)
             self.registered = True
-        elif not self.registry.beat(self.worker_id, draining=self.draining):
+        elif not self._show_life():
             self._be_reborn()
         if not self.draining:
             self._serve(self.registry.queues() if EVERY_QUEUE in self.settings.queues else self.settings.queues)
@@ -522,10 +536,16 @@ class LaneConsumer:
         self._beaten = monotonic()
         return True
 
+    def _show_life(self) -> bool:
+        """Beat, and tell on this occasion what was counted and what is held."""
+        gauges = {"pending": len(self.pending), "active": len(self.active), "outcomes": len(self.outcomes)}
+        return self.registry.beat(self.worker_id, draining=self.draining, counted=self.figures, gauges=gauges)
+
     def _give_back_strays(self) -> None:
         strays = [run for run in self.registry.running(self.worker_id) if run not in self.held]
         if strays:
             returned = self.registry.give_back(self.worker_id, strays)
+            self.figures.count("sweep_repairs", "stray", amount=returned)
             logger.warning(
                 "Gave back %d runs that SQL counted as running here and this worker does not know, such as %s",
                 returned,

@@ -78,7 +78,7 @@ class Drain:
             self._end()
 
     def _leave(self) -> bool:
-        self._consumer.registry.leave(self._consumer.worker_id)
+        self._consumer.registry.leave(self._consumer.worker_id, self._consumer.figures)
         return True
 
     def _time_is_up(self) -> None:

@@ -6,6 +6,7 @@ import logging
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from batching.errors import DatabaseUnavailableError
+from batching.figures import Figures
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,11 +27,13 @@ class SqlGate:
     Args:
         loop: Its timer ends the pause.
         reopen: Called at the end of each pause; makes the first call through `run` again.
+        figures: Counts how often it closes.
     """
 
-    def __init__(self, loop: Loop, reopen: Callable[[], None]) -> None:
+    def __init__(self, loop: Loop, reopen: Callable[[], None], figures: Figures | None = None) -> None:
         self._loop = loop
         self._reopen = reopen
+        self._figures = figures or Figures()
         self._pause = 0.0
         self.open = True
 
@@ -57,6 +60,7 @@ class SqlGate:
         return result
 
     def _close(self, error: Exception) -> None:
+        self._figures.count("database_errors", "worker")
         if not self._pause:
             logger.warning("The database is away; runs and outcomes wait in memory: %s", error)
         self.open = False

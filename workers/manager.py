@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import structlog
 import uuid_utils
@@ -22,6 +22,7 @@ from batching.database import Database
 from batching.dispatcher import Dispatcher
 from batching.errors import BatchingError, BrokerUnavailableError, ConfigurationError, DatabaseUnavailableError
 from batching.execution_manager import BatchExecutionManager
+from batching.figures import TURN_DURATION, Figures
 from batching.measure import Measurer
 from batching.outlook import look
 from batching.probes import Probe
@@ -35,6 +36,7 @@ from workers.vitals import Turn, manager_liveness, manager_readiness
 
 if TYPE_CHECKING:
     from batching.interfaces import LeaderTerm
+    from batching.metrics.server import MetricsServer
     from batching.moves.promotion import Start
     from batching.outlook import Outlook
     from batching.settings import Settings
@@ -68,10 +70,12 @@ class Manager:
         self._database = database
         self._publisher = publisher
         self._state = BatchStateManager(database, max_losses=settings.max_losses)
-        execution = BatchExecutionManager(self._state, publisher, max_losses=settings.max_losses)
+        self._figures = Figures()
+        execution = BatchExecutionManager(self._state, publisher, max_losses=settings.max_losses, figures=self._figures)
         self._dispatcher = Dispatcher(execution, settings)
-        self._sweeper = Sweeper(self._state, execution, publisher, settings)
-        self._measurer = Measurer(database)
+        self._sweeper = Sweeper(self._state, execution, publisher, settings, self._figures)
+        self._measurer = Measurer(database, counted=self._figures, retention_days=settings.retention_days)
+        self._exporter = _exporter(settings)
         self._courier = Courier(self._state, settings, lambda: self._term is not None)
         self._stopping = threading.Event()
         self._term: LeaderTerm | None = None
@@ -97,11 +101,15 @@ class Manager:
         """Lead, or stand by, until `stop`. An outage of SQL or of the broker is waited out."""
         pause = 0.0
         self._courier.start()
+        if self._exporter is not None:
+            self._exporter.start()
         while not self._stopping.is_set():
             pause = self.turn(pause)
             self._wait(pause)
         self._courier.stop()
         self.resign()
+        if self._exporter is not None:
+            self._exporter.stop()
 
     def turn(self, pause: float = 0.0) -> float:
         """Lead, or stand by, for one turn; whatever goes wrong in it, the next one begins anew.
@@ -116,6 +124,7 @@ class Manager:
             next_pause = self._turn()
         except DatabaseUnavailableError as error:
             pause = min(5.0, max(0.2, 2 * pause))
+            self._figures.count("database_errors", "manager")
             log.warning("database is away", error=str(error), retry_in=pause)
             self._note("the database is away")
         except Exception as error:
@@ -137,7 +146,7 @@ class Manager:
         if term is None:
             return self._settings.leader_lease / 6
         for _ in range(_BUSY_TICKS):
-            if not self.tick(term) or self._stopping.is_set():
+            if not self._timed_tick(term) or self._stopping.is_set():
                 return min(self._settings.poll_interval, max(_SHORTEST_PAUSE, min(self._dispatcher.pace, self._alarm)))
             if time.monotonic() - self._renewed_at > self._settings.leader_lease / 3:
                 return 0.0
@@ -167,6 +176,12 @@ class Manager:
             self._next_sweep = 0.0
         return self._term
 
+    def _timed_tick(self, term: LeaderTerm) -> bool:
+        began = time.perf_counter()
+        more = self.tick(term)
+        self._figures.observe(TURN_DURATION, time.perf_counter() - began)
+        return more
+
     def tick(self, term: LeaderTerm) -> bool:
         """Sweep, dispatch, promote once; returns whether there is more to do at once."""
         self._welcome(term)
@@ -177,7 +192,7 @@ class Manager:
         if time.monotonic() >= self._next_sweep:
             self._next_sweep = time.monotonic() + SWEEP_INTERVAL
             swept = self._sweeper.sweep(term, outlook)
-            self._measurer.measure(term, outlook)
+            self._measurer.measure(term, outlook, self._seen())
             more |= bool(swept.concluded or swept.lost_runs)
         more |= self._rewrite(outlook.unwritten)
         try:
@@ -187,12 +202,21 @@ class Manager:
         except BrokerUnavailableError as error:
             log.warning("broker is away", error=str(error))
             self._broker = False
+            self._figures.count("broker_errors", "manager")
             return False
         self._broker = True
         if started:
             self._outlook = None
             self._conclude_empty(started)
         return more or bool(started)
+
+    def _seen(self) -> dict[str, Any]:
+        """What only this process sees: messages in the broker, room for them, and its own connections."""
+        return {
+            "messages": self._sweeper.lengths,
+            "windows": self._dispatcher.windows(),
+            "connections": self._database.connections()._asdict(),
+        }
 
     def _expire(self, overdue: list[str]) -> bool:
         """Stop what is past its deadline; in every tick, since a completion window is kept to the second."""
@@ -246,6 +270,15 @@ class Manager:
             with contextlib.suppress(BatchingError):  # it lapses by itself
                 self._state.resign(self._term)
             self._term = None
+
+
+def _exporter(settings: Settings) -> MetricsServer | None:
+    """Who tells Prometheus, when somebody asked for it."""
+    if settings.metrics_address is None:
+        return None
+    from batching.metrics.server import MetricsServer  # noqa: PLC0415 - most managers never need it
+
+    return MetricsServer(settings)
 
 
 def build(settings: Settings) -> Manager:

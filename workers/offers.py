@@ -9,6 +9,7 @@ import uuid
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from batching.figures import Figures
 from batching.interfaces import RunId
 
 if TYPE_CHECKING:
@@ -49,9 +50,11 @@ class Reader:
 
     Args:
         handlers: Names that this worker serves.
+        figures: Counts junk.
     """
 
-    def __init__(self, handlers: Container[str]) -> None:
+    def __init__(self, handlers: Container[str], figures: Figures | None = None) -> None:
+        self._figures = figures or Figures()
         self._handlers = handlers
         self.junk: dict[str, int] = {}
 
@@ -61,6 +64,7 @@ class Reader:
             return self._parse(key, raw)
         except Junk as junk:
             kind = str(junk)
+            self._figures.count("junk_messages")
             self.junk[kind] = self.junk.get(kind, 0) + 1
             if self.junk[kind] == 1:
                 logger.warning(

@@ -14,6 +14,7 @@ import redis
 
 from batching.broker import translated_errors
 from batching.errors import BrokerUnavailableError
+from batching.figures import Figures
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -38,11 +39,17 @@ class Popper:
         loop: Where its answers arrive.
         publisher: Names the server; also returns what was popped for nothing.
         on_messages: Gets the list's key and its messages, possibly none, and how many were asked for.
+        figures: Counts how often the broker is lost.
     """
 
     def __init__(
-        self, loop: Loop, publisher: RedisPublisher, on_messages: Callable[[str, Sequence[bytes], int], None]
+        self,
+        loop: Loop,
+        publisher: RedisPublisher,
+        on_messages: Callable[[str, Sequence[bytes], int], None],
+        figures: Figures | None = None,
     ) -> None:
+        self._figures = figures or Figures()
         self._loop = loop
         self._publisher = publisher
         self._on_messages = on_messages
@@ -141,6 +148,7 @@ class Popper:
         self._lost(TimeoutError(f"no answer within {PATIENCE + _GRACE:g} s"))
 
     def _lost(self, error: Exception) -> None:
+        self._figures.count("broker_errors", "worker")
         if not self._pause:
             try:
                 with translated_errors(self._publisher.url):

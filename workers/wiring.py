@@ -13,6 +13,7 @@ from batching.broker import with_tls_options
 from batching.database import Database
 from batching.errors import BrokerUnavailableError, ConfigurationError
 from batching.execution_manager import BatchExecutionManager
+from batching.figures import Figures
 from batching.probes import Probe
 from batching.registry import WorkerRegistry
 from batching.settings import Settings, get_settings, mask_url
@@ -117,10 +118,10 @@ def assemble(controller: Any) -> Assembly:
     publisher.client.close()
     loop = Loop()
     executor = (SoloExecutor if kind == "solo" else PoolExecutor)(controller, kind, settings.result_limit)
-    manager = BatchExecutionManager(
-        BatchStateManager(database, max_losses=settings.max_losses), max_losses=settings.max_losses
-    )
-    ports = Ports(loop, executor, manager, WorkerRegistry(database), publisher, settings, handlers)
+    figures = Figures()
+    states = BatchStateManager(database, max_losses=settings.max_losses)
+    manager = BatchExecutionManager(states, max_losses=settings.max_losses, figures=figures)
+    ports = Ports(loop, executor, manager, WorkerRegistry(database), publisher, settings, handlers, figures)
     # Two leases: by then, others have long taken over what it held.
     notes = Notes(2 * settings.worker_lease)
     return Assembly(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import delete, insert, literal, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
@@ -69,10 +69,10 @@ def register(connection: Connection, info: WorkerInfo) -> None:
     connection.execute(insert(workers).values(values))
 
 
-def beat(connection: Connection, worker_id: str, *, draining: bool) -> bool:
+def beat(connection: Connection, worker_id: str, *, draining: bool, gauges: dict[str, Any] | None = None) -> bool:
     """A sign of life; False when the sweep has declared this worker dead and deleted its row."""
     alive = connection.execute(
-        update(workers).where(workers.c.id == worker_id).values(heartbeat_at=now(), draining=draining)
+        update(workers).where(workers.c.id == worker_id).values(heartbeat_at=now(), draining=draining, gauges=gauges)
     )
     return alive.rowcount == 1
 

@@ -7,11 +7,13 @@ from batching.statistics.views import (
     AttemptView,
     BatchView,
     CallbackView,
+    Durations,
     FailureChange,
     FailureGroup,
     HistoryEntry,
     QueueView,
     ResultLine,
+    ThroughputPoint,
     WorkerView,
 )
 
@@ -19,6 +21,7 @@ __all__ = [
     "AttemptView",
     "BatchView",
     "CallbackView",
+    "Durations",
     "FailureChange",
     "FailureGroup",
     "HistoryEntry",
@@ -27,5 +30,6 @@ __all__ = [
     "ResultLine",
     "Search",
     "Statistics",
+    "ThroughputPoint",
     "WorkerView",
 ]

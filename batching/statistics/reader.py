@@ -16,6 +16,12 @@ from batching.statistics.failures import compare_failures, read_failures
 from batching.statistics.listing import read_views
 from batching.statistics.outbox import read_callbacks
 from batching.statistics.profile_reads import read_attempts, read_page
+from batching.statistics.throughput import (
+    read_batch_durations,
+    read_batch_throughput,
+    read_durations,
+    read_throughput,
+)
 from batching.statistics.views import HistoryEntry, QueueView
 
 if TYPE_CHECKING:
@@ -32,9 +38,11 @@ if TYPE_CHECKING:
         AttemptView,
         BatchView,
         CallbackView,
+        Durations,
         FailureChange,
         FailureGroup,
         ResultLine,
+        ThroughputPoint,
         WorkerView,
     )
 
@@ -262,6 +270,40 @@ class Statistics:
         """Whether a live manager leads."""
         with self._database.read() as connection:
             return line.moment(connection).led
+
+    def throughput(self, batch_id: str | None = None, *, minutes: int = 60) -> list[ThroughputPoint]:
+        """What was settled when, in spans of one length without gaps, the first first; some seconds late.
+
+        Runs are counted when they end: what a person, or a deadline, ends all at once is not among it. Of a worker that
+        is killed, what it did since its last heartbeat is missing.
+
+        Args:
+            batch_id: One batch, from the first profile that it settled; None for all of them together.
+            minutes: So many up to now, or up to the end of that batch. For all batches, an hour comes in spans of 10
+                seconds, a day in minutes, and what is longer in hours.
+
+        Raises:
+            UnknownBatchError: There is no batch with this id.
+            InvalidInputError: It is less than a minute, or more than a year.
+        """
+        with self._database.read() as connection:
+            if batch_id is None:
+                return read_throughput(connection, minutes)
+            return read_batch_throughput(connection, lookup.resolve(connection, batch_id), minutes)
+
+    def durations(self, batch_id: str | None = None) -> Durations:
+        """How long runs took, as a histogram, some seconds late.
+
+        Args:
+            batch_id: The runs of one batch; None for all that there ever were.
+
+        Raises:
+            UnknownBatchError: There is no batch with this id.
+        """
+        with self._database.read() as connection:
+            if batch_id is None:
+                return read_durations(connection)
+            return read_batch_durations(connection, lookup.resolve(connection, batch_id))
 
     def queues(self) -> list[QueueView]:
         """Every queue, by name, with what is in it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field, fields
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -286,6 +287,48 @@ class QueueView(_AsJSON):
     finished: int
     rate: float | None
     """Profiles settled a second by its running batches; None when nobody measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class ThroughputPoint(_AsJSON):
+    """What ended in a span of time."""
+
+    at: datetime
+    """When it begins."""
+    seconds: int
+    """Its length."""
+    settled: int
+    """Profiles whose run brought them into a terminal state, whichever."""
+    succeeded: int
+    failed: int
+    retried: int
+    """Runs that failed and are tried again: their profiles are not settled."""
+
+
+@dataclass(frozen=True, slots=True)
+class Durations(_AsJSON):
+    """How long the runs of handlers took, as a histogram; runs that were lost or given back are not in it."""
+
+    bounds: tuple[float, ...]
+    """The largest seconds of each bucket, in ascending order; the last is infinite."""
+    counts: tuple[int, ...]
+    """Runs in each bucket alone."""
+    seconds: float
+    """Of all runs together."""
+
+    @property
+    def runs(self) -> int:
+        """How many there were."""
+        return sum(self.counts)
+
+    def as_json(self) -> dict[str, Any]:
+        """As a JSON object: JSON has no infinity, so the last bound is null."""
+        return {
+            "bounds": [None if math.isinf(bound) else bound for bound in self.bounds],
+            "counts": list(self.counts),
+            "seconds": self.seconds,
+            "runs": self.runs,
+        }
 
 
 def short_error(stored: str | None) -> dict[str, str] | None:
