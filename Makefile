@@ -12,7 +12,7 @@ help: ## Show this list
 demo: $(VENV)/.demo ## Run the main job on real input, with its own SQLite and Valkey
 	$(BIN)/batching demo
 
-test: $(VENV)/.dev ## Lint, types, layers and all tests
+test: $(VENV)/.dev $(BIN)/promtool ## Lint, types, layers and all tests
 	$(MAKE) lint
 	$(BIN)/python -m pytest
 
@@ -61,6 +61,9 @@ $(VENV)/.demo: $(VENV)/.pip pyproject.toml
 $(VENV)/.dev: $(VENV)/.pip pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[embedded,flower]' --group dev
 	@touch $@ $(VENV)/.demo
+
+$(BIN)/promtool: $(VENV)/.pip
+	sh tools/promtool.sh $@
 
 $(VENV)/.bench: $(VENV)/.pip pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[embedded,flower]' --group bench
