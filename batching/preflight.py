@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sqlite3
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -113,8 +115,6 @@ def checked(database: Database, spec: BatchSpec, profiles: Iterable[Any], limits
 def examine(database: Database, spec: BatchSpec, profiles: Iterable[Any], limits: Limits, lease: float) -> Preflight:
     """Read all of a submission, in constant memory, and judge it.
 
-    Keys that stand twice are found by the submission itself, which has an index for it.
-
     Args:
         database: Asked for workers, schemas, rates and the key; never written to.
         spec: What would be asked for.
@@ -128,9 +128,7 @@ def examine(database: Database, spec: BatchSpec, profiles: Iterable[Any], limits
     except InvalidInputError as error:
         problems.append(str(error))
     check = check_for(database, spec.handler)
-    count, size, flawed = _read(profiles, limits, check, problems)
-    if flawed > _TOLD:
-        problems.append(f"and {flawed - _TOLD:,} more profiles whose payload the handler does not take")
+    count, size = _read(profiles, limits, check, problems)
     if not count:
         problems.append("there is no profile in it")
     workers, slots = workers_of(database, spec, lease)
@@ -156,22 +154,67 @@ def examine(database: Database, spec: BatchSpec, profiles: Iterable[Any], limits
     )
 
 
-def _read(profiles: Iterable[Any], limits: Limits, check: Check, problems: list[str]) -> tuple[int, int, int]:
+def _read(profiles: Iterable[Any], limits: Limits, check: Check, problems: list[str]) -> tuple[int, int]:
     source = profiles if isinstance(profiles, Source) else from_iterable(profiles, limits)
-    count = size = flawed = 0
+    count = size = 0
+    flawed = _Told(problems, "more profiles whose payload the handler does not take")
+    twice = _Told(problems, "more profiles whose key was used before")
     try:
-        for profile in source:
-            count += 1
-            size += len(profile.payload.encode())
-            if check.flaws is None:
-                continue
-            if found := check.flaws(json.loads(profile.payload)):
-                flawed += 1
-                if flawed <= _TOLD:
-                    problems.append(f"{source.describe(count)}, profile {profile.key!r}: {'; '.join(found)}")
+        with closing(_Keys()) as keys:
+            for profile in source:
+                count += 1
+                size += len(profile.payload.encode())
+                if first := keys.seen(profile.key, count):
+                    twice.tell(str(source.duplicate(profile.key, count, first)))
+                if check.flaws is not None and (found := check.flaws(json.loads(profile.payload))):
+                    flawed.tell(f"{source.describe(count)}, profile {profile.key!r}: {'; '.join(found)}")
     except InvalidInputError as error:
         problems.append(str(error))
-    return count, size, flawed
+    flawed.close()
+    twice.close()
+    return count, size
+
+
+class _Told:
+    """Problems of one kind: the first ones one by one, the others as a number."""
+
+    def __init__(self, problems: list[str], more: str) -> None:
+        self._problems = problems
+        self._more = more
+        self._count = 0
+
+    def tell(self, problem: str) -> None:
+        self._count += 1
+        if self._count <= _TOLD:
+            self._problems.append(problem)
+
+    def close(self) -> None:
+        if self._count > _TOLD:
+            self._problems.append(f"and {self._count - _TOLD:,} {self._more}")
+
+
+class _Keys:
+    """Every key so far, in a nameless database of SQLite's that moves to the disk when it outgrows its cache.
+
+    https://www.sqlite.org/inmemorydb.html#temp_db
+    """
+
+    def __init__(self) -> None:
+        self._database = sqlite3.connect("", isolation_level=None)
+        # Its own durability is nobody's concern.
+        self._database.execute("PRAGMA journal_mode = OFF")
+        self._database.execute("CREATE TABLE keys (key TEXT PRIMARY KEY, number INTEGER) WITHOUT ROWID")
+        self._database.execute("BEGIN")
+
+    def seen(self, key: str, number: int) -> int:
+        """The number of the profile that had this key before; 0 when none had."""
+        if self._database.execute("INSERT OR IGNORE INTO keys VALUES (?, ?)", (key, number)).rowcount:
+            return 0
+        return int(self._database.execute("SELECT number FROM keys WHERE key = ?", (key,)).fetchone()[0])
+
+    def close(self) -> None:
+        """It is gone."""
+        self._database.close()
 
 
 def _estimate(profiles: int, workers: int, pace: Pace | None) -> tuple[float | None, str]:

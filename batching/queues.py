@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Final
 
 from batching.brakes import LIMIT_NAME, LimitKey, burst_of, parse_rate
@@ -99,6 +100,35 @@ class Queues:
     def drain(self, name: str) -> QueueView:
         """Promote nothing of a queue; batches that run go on to their end."""
         return self._change(name, draining=True)
+
+    def wait_idle(
+        self,
+        name: str,
+        timeout: float | None = None,
+        poll: float = 0.2,
+        show: Callable[[QueueView], object] | None = None,
+    ) -> QueueView:
+        """Block until no batch of a queue runs or stops, as after a drain.
+
+        Args:
+            name: Which queue.
+            timeout: Seconds; None waits for ever.
+            poll: Seconds between two looks.
+            show: Called with each look.
+
+        Raises:
+            UnknownQueueError: There is none of this name.
+            TimeoutError: Some still run; they go on.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while (view := self.get(name)).running:
+            if show is not None:
+                show(view)
+            if deadline is not None and time.monotonic() >= deadline:
+                batches = "1 batch runs" if view.running == 1 else f"{view.running:,} batches run"
+                raise TimeoutError(f"queue {name} is not idle after {timeout:g} s: {batches}; nothing was stopped")
+            time.sleep(poll)
+        return view
 
     def resume(self, name: str) -> QueueView:
         """End a pause or a drain."""

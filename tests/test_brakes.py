@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from batching.database import Database
+    from batching.statistics import QueueView
 
 KEY = LimitKey(LimitKind.KEY, "crm-api")
 
@@ -345,6 +346,31 @@ def test_a_queue_that_drains_promotes_nothing_and_its_running_batches_go_on(
     assert leader.desk.state(other) is BatchState.SUCCEEDED
     assert not manager.queues.resume("default").draining
     assert waiting in leader.ticks(2)
+
+
+def test_a_drained_queue_is_waited_for_until_what_runs_has_ended(leader: Leader, manager: QueueManager) -> None:
+    running = leader.desk.submit(20)
+    leader.tick()
+    manager.queues.drain("default")
+    looks: list[int] = []
+
+    def work(view: QueueView) -> None:
+        looks.append(view.running)
+        leader.tick()
+        leader.work()
+
+    # Nothing is stopped for it, and who waits only so long is told what still runs
+    with pytest.raises(TimeoutError, match="queue default is not idle after 0 s: 1 batch runs; nothing was stopped"):
+        manager.queues.wait_idle("default", timeout=0, show=lambda view: looks.append(view.running))
+    assert manager.queues.wait_idle("default", poll=0, show=work).running == 0
+    assert looks
+    assert set(looks) == {1}
+    assert leader.desk.state(running) is BatchState.SUCCEEDED
+    # What another queue runs does not count
+    elsewhere = leader.desk.submit(20, queue="other")
+    leader.ticks(2)
+    assert leader.desk.state(elsewhere) is BatchState.RUNNING
+    manager.queues.wait_idle("default", timeout=0)
 
 
 def test_a_queue_that_is_paused_dispatches_nothing_and_what_was_dispatched_may_finish(

@@ -67,6 +67,9 @@ def test_queues_are_set_paused_drained_and_resumed(
     assert document(run("queue", "pause", "night", "--json"))["paused"] is True
     assert "paused" in run("queue", "list").output
     assert document(run("queue", "drain", "night", "--json"))["draining"] is True
+    waited = run("queue", "drain", "night", "--wait", "--json")
+    assert (document(waited)["running"], waited.stderr) == (0, "")
+    assert run("queue", "drain", "night", "--timeout", "1").exit_code == 2
     resumed = document(run("queue", "resume", "night", "--json"))
     assert (resumed["paused"], resumed["draining"]) == (False, False)
     assert "night" in run("queue", "show", "night").output

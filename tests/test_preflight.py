@@ -253,3 +253,23 @@ def test_a_dry_run_from_the_command_line(desk: Desk, database: Database, tmp_pat
     assert refused.exit_code == 2
     assert "cannot take line 2: profile 'b'" in refused.output
     assert written(database) == [0, 0]
+
+
+def test_a_preflight_finds_keys_that_stand_twice(queue: QueueManager, database: Database) -> None:
+    twice = [{"key": "a", "payload": 1}, {"key": "b", "payload": 2}, {"key": "a", "payload": 1}]
+    found = queue.preflight("people.any", twice)
+    assert not found.ok
+    assert found.profiles == 3
+    (problem,) = [each for each in found.problems if "'a'" in each]
+    with pytest.raises(InvalidInputError) as refused:
+        queue.submit("people.any", twice)
+    assert str(refused.value) == problem
+    assert written(database) == [0, 0]
+    # Each key once is no problem, also in another case
+    assert not [each for each in queue.preflight("people.any", ["a", "A", "b"]).problems if "key" in each]
+
+
+def test_a_preflight_tells_the_first_keys_that_stand_twice_and_counts_the_others(queue: QueueManager) -> None:
+    found = queue.preflight("people.any", (str(number % 10) for number in range(1_000)))
+    assert len([each for each in found.problems if "was used before" in each and "more" not in each]) == 20
+    assert "and 970 more profiles whose key was used before" in found.problems

@@ -90,11 +90,33 @@ def pause_queue(access: Access, name: str, *, as_json: bool) -> None:
 
 @queue.command("drain")
 @click.argument("name")
+@click.option("--wait", is_flag=True, help="Until no batch of it runs any more.")
+@click.option("--timeout", type=click.FloatRange(0), metavar="SECONDS", help="With --wait: then exit with code 1.")
 @json_flag
 @click.pass_obj
-def drain_queue(access: Access, name: str, *, as_json: bool) -> None:
+def drain_queue(access: Access, name: str, *, wait: bool, timeout: float | None, as_json: bool) -> None:
     """Promote nothing more; batches that run go on."""
-    _report(access.manager.queues.drain(name), as_json=as_json)
+    if timeout is not None and not wait:
+        raise click.UsageError("--timeout goes with --wait")
+    view = access.manager.queues.drain(name)
+    if wait:
+        view = _wait_idle(access, name, timeout)
+    _report(view, as_json=as_json)
+
+
+def _wait_idle(access: Access, name: str, timeout: float | None) -> QueueView:
+    told = 0
+
+    def tell(view: QueueView) -> None:
+        nonlocal told
+        if view.running != told:
+            told = view.running
+            click.echo(f"waiting for {told:,} {'batch' if told == 1 else 'batches'} of queue {name}", err=True)
+
+    try:
+        return access.manager.queues.wait_idle(name, timeout, show=tell)
+    except TimeoutError as error:
+        raise click.ClickException(str(error)) from error
 
 
 @queue.command("resume")
