@@ -6,7 +6,7 @@ import math
 import time
 from typing import TYPE_CHECKING, Final
 
-from batching.policies import lane_window
+from batching.policies import WINDOW_TIME, lane_window
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,7 +25,8 @@ class RateMeter:
 
     _DECAY = 2.0
     #: Below this an interval says little: a group of a thousand that was claimed in a moment is not the rate of a lane.
-    _SHORTEST = 0.25
+    #: As long as a window lasts, so that a first burst asks for no more than what there was of it.
+    _SHORTEST = WINDOW_TIME
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
