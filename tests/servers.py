@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psutil
 import psycopg
 import redis
 from psycopg import sql
@@ -77,10 +78,13 @@ class PostgresServer:
 
     Args:
         fsync: True when a test is about what survives a crash of the machine; off is faster, and survives `kill`.
+        address: Where it also listens on TCP port 5432, for clients of the same /24; an address that others may reach
+            has to be one that a test made.
     """
 
-    def __init__(self, *, fsync: bool = False) -> None:
+    def __init__(self, *, fsync: bool = False, address: str = "") -> None:
         self._fsync = fsync
+        self._address = address
         self._names = itertools.count(1)
         self._tether: Tether | None = None
         self.folder = Path(tempfile.mkdtemp(prefix="batching-pg-", dir="/tmp"))
@@ -108,7 +112,7 @@ class PostgresServer:
         if not data.exists():
             self._initialise(data)
         options = {
-            "listen_addresses": "",
+            "listen_addresses": self._address,
             "unix_socket_directories": str(self.folder),
             # `synchronous_commit` stays on: without it `kill` would lose what was committed.
             "fsync": "on" if self._fsync else "off",
@@ -135,9 +139,26 @@ class PostgresServer:
         self.stop()
         self.start()
 
+    def freeze(self) -> None:
+        """Accept connections and answer nothing, in no session, until `thaw`."""
+        for process in self._processes():
+            process.suspend()
+
+    def thaw(self) -> None:
+        """Go on after `freeze`. Harmless otherwise."""
+        for process in self._processes():
+            process.resume()
+
+    def _processes(self) -> list[psutil.Process]:
+        postmaster = psutil.Process(self._postmaster())
+        return [postmaster, *postmaster.children(recursive=True)]
+
+    def _postmaster(self) -> int:
+        return int((self.folder / "data" / "postmaster.pid").read_text().split()[0])
+
     def kill(self) -> None:
         """`kill -9` of the server and all its sessions; `start` recovers from its log."""
-        postmaster = int((self.folder / "data" / "postmaster.pid").read_text().split()[0])
+        postmaster = self._postmaster()
         # The sessions notice the death of the postmaster by themselves and end.
         os.kill(postmaster, signal.SIGKILL)
         wait_for_exit(postmaster)
@@ -195,6 +216,9 @@ class PostgresServer:
         done = subprocess.run([*self._prefix, *command], capture_output=True, text=True, check=False)
         if done.returncode:
             raise RuntimeError(f"initdb failed in {data}: {done.stdout}{done.stderr}")
+        if self._address:
+            with (data / "pg_hba.conf").open("a") as rules:
+                rules.write(f"host all all {self._address}/24 trust\n")
 
     def _become_nobody(self) -> None:
         nobody = pwd.getpwnam("nobody")

@@ -13,7 +13,7 @@ from celery.signals import worker_before_create_process
 from celery.worker import state as celery_state
 
 from batching.errors import BatchingError
-from workers import board
+from workers import board, children
 from workers.drain import Drain
 from workers.heap import spare_what_is_loaded
 from workers.hubs import HubBridge, Turning, attentive, patient
@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 _THREAD_GRACE: Final = 15.0
 #: Seconds between two notes for probes.
 _NOTE: Final = 1.0
+#: Seconds between two looks for a second, harder signal.
+_LOOK: Final = 0.2
 
 
 class Lanes(bootsteps.StartStopStep):
@@ -44,7 +46,8 @@ class Lanes(bootsteps.StartStopStep):
             self._assembly: Assembly = assemble(controller)
         except BatchingError as error:
             raise _for_people(error) from error
-        self._stopped = False
+        self._stopped = self._through = self._hurried = False
+        self._closed_at: float | None = None
         self._drained = threading.Event()
         self._thread: threading.Thread | None = None
         self._bridge = HubBridge(self._assembly.loop)
@@ -72,8 +75,10 @@ class Lanes(bootsteps.StartStopStep):
         else:
             worker_before_create_process.connect(self._before_fork, weak=False, dispatch_uid=f"lanes-{id(self)}")
             attentive(controller.hub)
+            children.hear_out(controller.pool._pool)  # noqa: SLF001 - Celery's pool keeps billiard's there
             assembly.consumer.start()
         self._take_notes()
+        self._stop_the_pool_last(controller.pool)
         assembly.loop.call_soon(spare_what_is_loaded)  # after the first heartbeat, which has made the way to SQL
         if assembly.companion is not None:
             assembly.companion.start()
@@ -92,9 +97,15 @@ class Lanes(bootsteps.StartStopStep):
         if not self._stopped:
             self._attach(hub)
 
+    def close(self, controller: Any) -> None:
+        """The stop begins. Celery stops its own consumer next, which takes a while when its broker does not answer."""
+        del controller
+        self._closed_at = monotonic()
+
     def stop(self, controller: Any) -> None:
         """Drain, then stop the manager: while we drain, it still hands our profiles to others. Repeatable."""
-        self._finish(controller, self._assembly.settings.drain_timeout)
+        spent = 0.0 if self._closed_at is None else monotonic() - self._closed_at
+        self._finish(controller, max(0.0, self._assembly.settings.drain_timeout - spent))
 
     def terminate(self, controller: Any) -> None:
         """Give everything back at once."""
@@ -160,6 +171,20 @@ class Lanes(bootsteps.StartStopStep):
     def _turning(self, controller: Any) -> Turning:
         return Turning(controller.hub, controller.pool, self._attach)
 
+    def _stop_the_pool_last(self, pool: Any) -> None:
+        """Let nobody stop the pool before the drain.
+
+        Celery's handler of SIGQUIT does (celery/apps/worker.py `on_cold_shutdown`): inside of the signal, in the middle
+        of whatever this process was at, it waits for what the children run, for ever.
+        """
+        stop = pool.stop
+
+        def stop_last() -> None:
+            if self._through:
+                stop()
+
+        pool.stop = stop_last
+
     def _recover_forgotten(self) -> None:
         """When its broker is lost, and when its consumer stops, Celery makes the pool forget what it has not begun.
 
@@ -184,29 +209,51 @@ class Lanes(bootsteps.StartStopStep):
         # would ever be told, and the drain would wait for them.
         assembly.loop.call_soon(self._recover_forgotten)
         assembly.loop.call_soon(drain.begin)
-        if self._thread is None:
-            with self._turning(controller) as turn:
-                while not self._drained.is_set():
-                    turn()
-                    harder: Any = celery_state.should_terminate  # its stub knows None only
-                    if harder is not None and harder is not False:
-                        # A second, harder signal came while we drained.
-                        assembly.loop.call_soon(drain.hurry)
-        else:
-            self._await_thread(timeout)
-        if assembly.companion is not None:
-            assembly.companion.stop()
-        worker_before_create_process.disconnect(dispatch_uid=f"lanes-{id(self)}")
-        self._bridge.detach()
-        assembly.close()
+        try:
+            if self._thread is None:
+                self._turn_until_drained(controller, drain)
+            else:
+                self._await_thread(timeout, drain)
+            if assembly.companion is not None:
+                assembly.companion.stop(at_once=drain.abandoned)
+            worker_before_create_process.disconnect(dispatch_uid=f"lanes-{id(self)}")
+            self._bridge.detach()
+            assembly.close()
+        finally:
+            self._through = True
 
-    def _await_thread(self, timeout: float) -> None:
+    def _turn_until_drained(self, controller: Any, drain: Drain) -> None:
+        processes = controller.pool._pool  # noqa: SLF001 - Celery's pool keeps billiard's there
+        with self._turning(controller) as turn:
+            while not self._drained.is_set():
+                turn()
+                children.bury(processes)
+                self._hurry_when_asked(drain)
+        children.let_go(processes)
+        children.insist(processes, _terminates)
+
+    def _await_thread(self, timeout: float, drain: Drain) -> None:
         started = monotonic()
-        if not self._drained.wait(timeout + _THREAD_GRACE):
-            logger.warning("The lanes' thread did not end within %.0f s; leaving it behind", monotonic() - started)
+        while not self._drained.wait(_LOOK):
+            self._hurry_when_asked(drain)
+            if monotonic() - started > timeout + _THREAD_GRACE:
+                logger.warning("The lanes' thread did not end within %.0f s; leaving it behind", monotonic() - started)
+                break
         self._assembly.loop.stop()
         if self._thread is not None:
             self._thread.join(5.0)
+
+    def _hurry_when_asked(self, drain: Drain) -> None:
+        """A second, harder signal may come while we drain."""
+        if not self._hurried and _terminates():
+            self._hurried = True
+            self._assembly.loop.call_soon(drain.hurry)
+
+
+def _terminates() -> bool:
+    """Whether the worker shall stop at once."""
+    asked: Any = celery_state.should_terminate  # its stub knows None only; an exit code may be 0
+    return asked is not None and asked is not False
 
 
 def _for_people(error: BatchingError) -> Exception:

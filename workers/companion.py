@@ -24,6 +24,7 @@ _LONGEST_PAUSE: Final = 30.0
 _SETTLED: Final = 60.0
 #: Seconds that it gets to stop by itself, and again to obey a signal.
 _PATIENCE: Final = 3.0
+_LITTLE_PATIENCE: Final = 0.5
 
 
 class Companion:
@@ -55,8 +56,12 @@ class Companion:
         """Start it, and look after it from the loop."""
         self._spawn()
 
-    def stop(self) -> None:
-        """Stop it and wait for its end: bounded, repeatable. Call it when the loop does not turn any more."""
+    def stop(self, *, at_once: bool = False) -> None:
+        """Stop it and wait for its end: bounded, repeatable. Call it when the loop does not turn any more.
+
+        Args:
+            at_once: Do not wait for its last word to the database, which does not answer.
+        """
         if self._timer is not None:
             self._timer.cancel()
         process, self._process = self._process, None
@@ -67,7 +72,7 @@ class Companion:
             process.stdin.close()
         for end in (process.terminate, process.kill):
             try:
-                process.wait(_PATIENCE)
+                process.wait(_LITTLE_PATIENCE if at_once else _PATIENCE)
             except subprocess.TimeoutExpired:
                 end()
         process.wait()

@@ -41,6 +41,8 @@ class Drain:
         self._finished = finished
         self._done = False
         self._hurried = False
+        self.abandoned = False
+        """Whether the database did not answer in time."""
 
     def begin(self) -> None:
         """Start; call it in the loop's thread."""
@@ -111,6 +113,7 @@ class Drain:
 
     def _abandon(self) -> None:
         if not self._done:
+            self.abandoned = True
             logger.warning("Leaving without a word to the database; the sweep takes back what this worker holds")
             self._end()
 

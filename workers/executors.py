@@ -10,6 +10,7 @@ from contextlib import suppress
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
+from workers.children import child_of
 from workers.requests import RunRequest
 
 if TYPE_CHECKING:
@@ -147,7 +148,7 @@ class PoolExecutor:
         if self.pool != "prefork":
             return False
         # Once each: a child takes the second polite signal for the last one, and runs of one bundle share theirs.
-        for pid in {int(request.worker_pid) for request in requests if request.worker_pid is not None}:
+        for pid in {pid for request in requests if (pid := child_of(request)) is not None}:
             with suppress(OSError):
                 os.kill(pid, signal.SIGKILL if force else signal.SIGTERM)
         return True

@@ -220,12 +220,12 @@ class RunRequest(Request):
             self.bundle.halt()
 
     def cancel(self, pool: Any, signal: Any = None, emit_retry: bool = True) -> None:
-        """End it because the worker stops at once. Called in a signal handler: flags and a signal, nothing more."""
-        del emit_retry
+        """End it because the worker stops at once. Called in a signal handler: a flag, and nothing more.
+
+        The drain comes next, and asks the child: a child takes the second polite signal for the last one.
+        """
+        del pool, signal, emit_retry
         self.stopping = True
-        if pool.uses_semaphore and not self.waits and not self.over:
-            # Those of its bundle have the same child, which would take the second polite signal for the last one.
-            pool.terminate_job(self.worker_pid, signal)
 
     def finish(self, outcome: Outcome) -> None:
         """End it, once, and tell everybody."""

@@ -21,9 +21,11 @@ _LONGEST_WAIT = 60.0
 
 @profile_handler(name="acceptance.work")
 def work(profile: Profile) -> Any:
-    """Take `seconds`, or until the file `gate` exists; return `answer`."""
-    journal.write(profile)
+    """Take `seconds`, or until the file `gate` exists, whoever asks for an end when `stubborn`; return `answer`."""
     asked = profile.payload or {}
+    if asked.get("stubborn"):
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    journal.write(profile)
     time.sleep(asked.get("seconds", 0))
     if "gate" in asked:
         _wait_for(Path(os.environ[journal.FOLDER]) / asked["gate"])
@@ -68,6 +70,7 @@ _WAYS: dict[str, Any] = {
     "raise": lambda: _raise(ValueError("the handler raised")),
     "skip": lambda: _raise(SkipProfile("nothing to do")),
     "retry": lambda: _raise(RetryProfile(0.05, "not yet")),
+    "retry in 3 s": lambda: _raise(RetryProfile(3.0, "not yet")),
     "fail batch": lambda: _raise(FailBatch("no more of these")),
     "MemoryError": lambda: _raise(MemoryError("no room")),
     "SystemExit": lambda: _raise(SystemExit(3)),

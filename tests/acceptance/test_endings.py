@@ -120,3 +120,16 @@ def test_a_handler_ends_its_own_process(stage: Stage) -> None:
         assert stage.endings(batch)[way] == ["failed"]
     assert worker.status == "running"
     stage.judge(batch, again={"lost"})
+
+
+def test_two_handlers_end_their_processes_at_the_same_time(stage: Stage) -> None:
+    # Given two profiles that end their pool children, the second in the moment in which the first is cleared up
+    worker = stage.worker(BATCHING_HANDLERS="tests.acceptance.twins")
+    batch = stage.submit("twin", {"a": None, "b": None})
+    # When both ran again
+    view = stage.finished(batch)
+    # Then each was lost once, and no run was executed twice, though nobody had heard of the second when its child died
+    assert view.succeeded == 2, stage.report()
+    assert stage.endings(batch) == {"a": ["lost"], "b": ["lost"]}
+    assert worker.status == "running"
+    stage.judge(batch, again={"lost"})

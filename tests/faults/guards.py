@@ -9,6 +9,7 @@ STATES = "tests/test_state_manager.py"
 RACES = "tests/test_races.py"
 SWEEPER = "tests/test_sweeper.py"
 CONSUMER = "tests/test_consumer.py"
+STOPPING = "tests/acceptance/test_stopping.py"
 
 
 class Edit(NamedTuple):
@@ -328,6 +329,38 @@ MUTATIONS = [
         "            self._be_reborn()\n",
         "            pass\n",
         tests=(CONSUMER,),
+    ),
+    # --- the end of a worker
+    one(
+        "forgotten",
+        "what Celery's consumer lets the pool forget when it stops is taken back before the drain",
+        "workers/bootstep.py",
+        "        assembly.loop.call_soon(self._recover_forgotten)\n        assembly.loop.call_soon(drain.begin)\n",
+        "        assembly.loop.call_soon(drain.begin)\n",
+        tests=(f"{STOPPING}::test_what_a_child_has_got_and_not_begun_is_neither_lost_nor_waited_for",),
+    ),
+    one(
+        "pool-last",
+        "nobody stops the pool before the drain",
+        "workers/bootstep.py",
+        "        self._stop_the_pool_last(controller.pool)\n",
+        tests=(f"{STOPPING}::test_a_worker_that_stops_at_once_ends_a_child_that_it_has_not_heard_of",),
+    ),
+    one(
+        "unheard-child",
+        "a child that has a run is asked to end before it has said that it began",
+        "workers/children.py",
+        "    job = None if request.bundle is None else request.bundle.handle\n",
+        "    job: Any = None\n",
+        tests=(f"{STOPPING}::test_a_worker_that_stops_at_once_ends_a_child_that_it_has_not_heard_of",),
+    ),
+    one(
+        "last-word",
+        "a dead child's last word is read before its job goes to another",
+        "workers/children.py",
+        "                processes.process_flush_queues(child)\n",
+        "                pass\n",
+        tests=("tests/acceptance/test_endings.py::test_two_handlers_end_their_processes_at_the_same_time",),
     ),
     # --- the disk
     one(
