@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from contextlib import suppress
 from typing import Any
 
 from celery import Celery
@@ -19,19 +18,26 @@ logger = logging.getLogger(__name__)
 settings = get_settings()
 
 
-def _broker_tls() -> dict[str, Any] | None:
-    """None also for a URL that cannot be used: a worker that starts says so in words, which an import cannot."""
-    with suppress(ConfigurationError):
-        return tls_options(settings.broker_url) if settings.broker_url else None
-    return None
+def _broker() -> tuple[str | None, dict[str, Any] | None]:
+    """URL and TLS of the broker; none when the URL cannot be used: kombu would raise whatever its parts raise.
+
+    A worker that starts says so, and ends; every other command hears it here, since an import should not fail.
+    """
+    url = settings.broker_url
+    try:
+        return url, tls_options(url) if url else None
+    except ConfigurationError as error:
+        logger.error("%s", error)  # noqa: TRY400 - the words say all, and a traceback would bury them
+        return None, None
 
 
 app = Celery("workers")
+_url, _tls = _broker()
 app.conf.update(
     # The same server carries the lanes and Celery's remote control. Not set: `--help` works, a worker says why not.
-    broker_url=settings.broker_url,
+    broker_url=_url,
     # Without it, kombu takes `rediss://` for "encrypt, and verify nothing" (kombu/connection.py `_init_params`).
-    broker_use_ssl=_broker_tls(),
+    broker_use_ssl=_tls,
     # JSON only: a pickle in a list is code that anybody runs who can write there.
     accept_content=["json"],
     task_serializer="json",

@@ -36,13 +36,15 @@ def test_two_workers_with_different_handlers(stage: Stage) -> None:
 
 
 def test_workers_that_must_not_start(stage: Stage) -> None:
-    # Given a module of handlers that raises, a database that is not there, and a broker that lanes cannot use
+    # Given a module of handlers that raises, a database that is not there, and brokers that lanes cannot use
     nowhere = f"postgresql+psycopg://someone:secret@/nowhere?host={stage.folder}"
     broken = stage.worker(ready=False, BATCHING_HANDLERS=f"{HANDLERS},tests.acceptance.broken")
     unreachable = stage.worker(ready=False, BATCHING_DATABASE_URL=nowhere)
     rabbit = stage.worker("--pool=solo", ready=False, BATCHING_BROKER_URL="amqp://someone:secret@localhost//")
+    sometimes = "rediss://:secret@localhost:1/0?ssl_cert_reqs=sometimes"
+    careless = stage.worker(ready=False, BATCHING_BROKER_URL=sometimes)
     # Then each worker exits with an error of its own
-    for worker in (broken, unreachable, rabbit):
+    for worker in (broken, unreachable, rabbit, careless):
         assert worker.wait(30) != 0, worker.logs()
         assert "secret" not in worker.logs()
     # Which shows the handlers' traceback once
@@ -55,6 +57,8 @@ def test_workers_that_must_not_start(stage: Stage) -> None:
     assert "Traceback" not in unreachable.logs()
     assert "lanes need Redis or Valkey" in rabbit.logs()
     assert "Traceback" not in rabbit.logs()
+    assert "ssl_cert_reqs is one of required, optional, none" in careless.logs()
+    assert "Traceback" not in careless.logs()
     assert stage.registered() == []
 
 
