@@ -317,6 +317,24 @@ def test_postgresql_fetches_few_rows_for_it(much: Desk) -> None:
     assert fetched["profiles"][1] == 0
 
 
+def test_adding_up_fetches_only_the_batches_that_were_told_of(much: Desk) -> None:
+    if much.database.dialect != "postgresql":
+        return
+    process, batch_id = Figures(), much.submit(2)
+    for told in (batch_id, str(uuid.uuid4())):
+        process.ran(HANDLER, told, 0.1)
+        process.ended(HANDLER, told, {"succeeded": 2})
+    assert WorkerRegistry(much.database).beat(much.worker, counted=process) is False
+    with much.database.begin() as connection:
+        assert moves.fold(connection) == 1
+        walked, fetched = connection.execute(
+            text("SELECT seq_scan, coalesce(idx_tup_fetch, 0) FROM pg_stat_xact_user_tables WHERE relname = 'batches'")
+        ).one()
+    assert walked == 0
+    assert fetched < 50
+    assert Statistics(much.database).durations(batch_id).runs == 1
+
+
 def test_what_has_ended_is_counted_seldom_when_it_takes_long(desk: Desk) -> None:
     desk.finish(BatchState.SUCCEEDED)
     at = 0.0

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import and_, exists, func, or_, select
@@ -104,7 +105,7 @@ def read(connection: Connection, lease: float, ended: Ended) -> Sheet:
         ended: From `count_ended`, of now or a while ago.
     """
     sheet = Sheet()
-    sheet.put("build_info", 1, batching.__version__, migration.latest())
+    sheet.put("build_info", 1, batching.__version__, _schema())
     handlers = _stored(connection, sheet)
     _lead(connection, sheet)
     names = _queues(connection, sheet)
@@ -115,6 +116,12 @@ def read(connection: Connection, lease: float, ended: Ended) -> Sheet:
     _callbacks(connection, sheet)
     _seen(connection, sheet, handlers)
     return sheet
+
+
+@lru_cache
+def _schema() -> str:
+    """Never changes in a process, and takes longer than all the reads."""
+    return migration.latest()
 
 
 def count_ended(connection: Connection) -> Ended:
