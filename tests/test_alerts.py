@@ -91,6 +91,10 @@ def test_promtool_accepts_the_rules() -> None:
     assert f"{len(rules())} rules found" in promtool("check", "rules", str(RULES))
 
 
+def test_promtool_accepts_the_configuration_that_comes_with_it() -> None:
+    assert "SUCCESS" in promtool("check", "config", str(RULES.parent / "prometheus.yml"))
+
+
 def test_the_rules_fire_when_they_should_and_not_otherwise() -> None:
     assert "SUCCESS" in promtool("test", "rules", str(TESTS))
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import redis
+import yaml
 from flower.options import default_options  # type: ignore[import-untyped]  # Flower ships no types
 from redis.backoff import ConstantBackoff
 from redis.retry import Retry
@@ -289,6 +290,50 @@ def test_no_service_has_more_rights_than_it_needs(services: Services, name: str)
 def test_the_images_of_the_stores_are_fixed(services: Services) -> None:
     for name in STORES:
         assert re.search(r":\d+\.\d+(\.\d+)?-", services[name]["image"]), services[name]["image"]
+
+
+# Prometheus and Grafana, for who asks for them
+
+
+@pytest.fixture(scope="module")
+def watchers(services: Services) -> Services:
+    """What the profile adds."""
+    result = compose("--profile", "metrics", "config", "--format", "json", **SECRETS)
+    assert result.returncode == 0, result.stderr
+    resolved: Services = json.loads(result.stdout)["services"]
+    return {name: service for name, service in resolved.items() if name not in services}
+
+
+def test_watchers_are_there_only_for_who_asks(watchers: Services) -> None:
+    assert sorted(watchers) == ["grafana", "prometheus"]
+    for service in watchers.values():
+        assert (service["read_only"], service["cap_drop"]) == (True, ["ALL"])
+        assert re.search(r":v?\d+\.\d+\.\d+$", service["image"]), service["image"]
+        assert {port["host_ip"] for port in service["ports"]} == {"127.0.0.1"}
+        assert service["healthcheck"]["test"]
+        for mount in service["volumes"]:
+            assert mount["type"] == "volume" or (Path(mount["source"]).exists() and mount["read_only"]), mount
+
+
+def test_prometheus_reads_what_the_manager_serves(services: Services, watchers: Services) -> None:
+    config = yaml.safe_load((ROOT / "deploy" / "prometheus" / "prometheus.yml").read_text())
+    (target,) = config["scrape_configs"][0]["static_configs"][0]["targets"]
+    _, _, port = services["manager"]["environment"]["BATCHING_METRICS_ADDRESS"].rpartition(":")
+    assert target == f"manager:{port}"
+    assert set(services["manager"]["networks"]) & set(watchers["prometheus"]["networks"])
+    assert [(ROOT / "deploy" / "prometheus" / name).exists() for name in config["rule_files"]] == [True]
+
+
+def test_grafana_finds_prometheus_and_its_dashboard(watchers: Services) -> None:
+    provisioning = ROOT / "deploy" / "grafana" / "provisioning"
+    (source,) = yaml.safe_load((provisioning / "datasources" / "prometheus.yml").read_text())["datasources"]
+    assert source["url"] == "http://prometheus:9090"
+    (provider,) = yaml.safe_load((provisioning / "dashboards" / "batching.yml").read_text())["providers"]
+    mounted = {mount["target"] for mount in watchers["grafana"]["volumes"]}
+    shown = watchers["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
+    assert shown in mounted
+    assert str(Path(shown).parent) == provider["options"]["path"]
+    assert set(watchers["grafana"]["networks"]) & set(watchers["prometheus"]["networks"])
 
 
 # The Dockerfile
