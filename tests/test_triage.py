@@ -20,6 +20,7 @@ from batching.moves.triage import Chosen
 from batching.queue_manager import QueueManager
 from batching.settings import get_settings
 from batching.states import BatchState, ProfileState, Remedy, StopTarget
+from batching.statistics import Statistics
 from tests.accounting import DONE, Desk, assert_accounted, effective_states, read_batch
 from workers.failures import fingerprint
 
@@ -375,3 +376,13 @@ def test_the_command_line_shows_and_remedies(desk: Desk, monkeypatch: pytest.Mon
     assert cancelled.exit_code == 0, cancelled.output
     assert states(desk, batch_id) == "csss"
     assert call(desk, monkeypatch, "skip", batch_id).exit_code == 2
+
+
+def test_failures_are_grouped_alike_however_many_groups_there_are(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch_id = desk.start(20, failure_budget=20)
+    desk.work(batch_id, ends("ab" * 4 + "a" * 7 + "." * 5))
+    one_by_one = Statistics(desk.database).failures(batch_id)
+    assert [(group.fingerprint[0], group.count, len(group.keys)) for group in one_by_one] == [("a", 11, 5), ("b", 4, 4)]
+    assert one_by_one[0].keys == ("k1", "k3", "k5", "k7", "k9")
+    monkeypatch.setattr("batching.statistics.failures._FEW_GROUPS", 1)
+    assert Statistics(desk.database).failures(batch_id) == one_by_one

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Subquery, and_, func, select
+from sqlalchemy import Subquery, and_, func, literal, select
 
 from batching.errors import InvalidInputError
 from batching.models import attempts, batches, history, profiles
@@ -14,9 +14,13 @@ from batching.states import UNSETTLED_PROFILE_STATES, BatchState, ProfileState, 
 from batching.statistics.views import FailureChange, FailureGroup, short_error
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from sqlalchemy import Connection
 
 _EXAMPLES = 5
+#: Groups whose examples are read one by one; with more, all failures are walked.
+_FEW_GROUPS = 200
 _WAITS = frozenset(UNSETTLED_PROFILE_STATES)
 
 
@@ -28,8 +32,31 @@ def read_failures(connection: Connection, batch_id: str, pass_number: int | None
     """
     present = _present(connection, batch_id)
     _check(batch_id, pass_number or present, present)
-    now = pass_number is None or pass_number == present
-    failed = _failed_now(connection, batch_id) if now else _ended(batch_id, int(pass_number or 0))
+    if pass_number is None or pass_number == present:
+        return _of_the_present(connection, batch_id)
+    return _in_one_walk(connection, _ended(batch_id, pass_number))
+
+
+def _of_the_present(connection: Connection, batch_id: str) -> list[FailureGroup]:
+    """Counted through the index of failures, without their errors; of each group, those of the examples are read then.
+
+    A million failures have a gigabyte of tracebacks, which the one walk would carry along.
+    """
+    failed = _failed_now(connection, batch_id)
+    counted = connection.execute(
+        select(failed.c.fingerprint, func.count().label("failed")).group_by(failed.c.fingerprint)
+    ).all()
+    if len(counted) > _FEW_GROUPS:
+        return _in_one_walk(connection, failed)
+    found = []
+    for group in sorted(counted, key=lambda each: (-each.failed, each.fingerprint)):
+        examples = select(failed, literal(group.failed).label("count")).where(failed.c.fingerprint == group.fingerprint)
+        rows = connection.execute(examples.order_by(failed.c.number).limit(_EXAMPLES)).all()
+        found.append(_as_group(group.fingerprint, rows))
+    return found
+
+
+def _in_one_walk(connection: Connection, failed: Subquery) -> list[FailureGroup]:
     chosen = select(
         failed,
         func.count().over(partition_by=failed.c.fingerprint).label("count"),
@@ -39,10 +66,10 @@ def read_failures(connection: Connection, batch_id: str, pass_number: int | None
     for row in connection.execute(select(chosen).where(chosen.c.nth <= _EXAMPLES).order_by(chosen.c.number)):
         groups.setdefault(row.fingerprint, []).append(row)
     found = [_as_group(fingerprint, rows) for fingerprint, rows in groups.items()]
-    return sorted(found, key=lambda group: -group.count)
+    return sorted(found, key=lambda group: (-group.count, group.fingerprint))
 
 
-def _as_group(fingerprint: str, rows: list[Any]) -> FailureGroup:
+def _as_group(fingerprint: str, rows: Sequence[Any]) -> FailureGroup:
     error = short_error(rows[0].error) or {"type": "", "message": ""}
     return FailureGroup(
         fingerprint=fingerprint,

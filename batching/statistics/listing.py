@@ -45,7 +45,13 @@ class _Around(NamedTuple):
 
 
 def read_views(
-    connection: Connection, condition: ColumnElement[bool], limit: int | None, lease: float, *, newest: bool = False
+    connection: Connection,
+    condition: ColumnElement[bool],
+    limit: int | None,
+    lease: float,
+    *,
+    newest: bool = False,
+    offset: int = 0,
 ) -> list[BatchView]:
     """The batches that meet a condition, running ones first, then the line in its order, then the latest finished.
 
@@ -55,6 +61,7 @@ def read_views(
         limit: Batches at most; None for all, in no order.
         lease: Seconds; see `line.read_workers`.
         newest: In the order in which they were made instead, the last one first.
+        offset: Batches at the beginning that are left out, when there is a limit.
     """
     chosen = (
         select(
@@ -72,7 +79,7 @@ def read_views(
     if newest:  # ids are made in order (UUIDv7, RFC 9562)
         chosen = chosen.order_by(batches.c.id.desc()).limit(limit)
     elif limit is not None:
-        chosen = _in_order(chosen).limit(limit)
+        chosen = _in_order(chosen).limit(limit).offset(offset)
     rows = connection.execute(chosen).all()
     around = _read_around(connection, rows, lease)
     return [_as_view(row, around) for row in rows]

@@ -12,6 +12,7 @@ from batching.moves.counters import Counts, read_many
 from batching.settings import get_settings
 from batching.states import TERMINAL_BATCH_STATES, BatchState
 from batching.statistics import fleet, line, lookup
+from batching.statistics.dashboard import DashboardReads
 from batching.statistics.failures import compare_failures, read_failures
 from batching.statistics.listing import read_views
 from batching.statistics.outbox import read_callbacks
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
 _PAGE_ROWS = 1000
 
 
-class Statistics:
+class Statistics(DashboardReads):
     """Reads for the command line, the dashboard and producers.
 
     Wherever a batch is asked for, a unique prefix of its id is enough (at least eight digits). A batch that is still
@@ -85,7 +86,12 @@ class Statistics:
             return read_views(connection, batches.c.id == found, None, self._lease)[0]
 
     def batches(
-        self, queue: str | None = None, states: Iterable[BatchState] | None = None, limit: int = 100
+        self,
+        queue: str | None = None,
+        states: Iterable[BatchState] | None = None,
+        limit: int = 100,
+        *,
+        offset: int = 0,
     ) -> list[BatchView]:
         """Batches: running ones first, then the line in its order, then paused ones, then the latest finished.
 
@@ -93,6 +99,7 @@ class Statistics:
             queue: Only this queue's.
             states: Only those in one of these states.
             limit: So many at most.
+            offset: So many at the beginning are left out.
         """
         conditions: list[ColumnElement[bool]] = [true()]
         if queue is not None:
@@ -100,7 +107,7 @@ class Statistics:
         if states is not None:
             conditions.append(batches.c.state.in_([BatchState(state).value for state in states]))
         with self._database.read() as connection:
-            return read_views(connection, and_(*conditions), limit, self._lease)
+            return read_views(connection, and_(*conditions), limit, self._lease, offset=offset)
 
     def search(self, wanted: Search) -> list[BatchView]:
         """The batches that were meant, the newest first; the next page begins `after` the last of them.
