@@ -11,9 +11,9 @@ import pytest
 from click.testing import CliRunner
 
 from batching.cli.main import cli
-from batching.cli.spreadsheet import COLUMNS, inert, write_csv
 from batching.interfaces import Ending, ErrorInfo, Outcome
 from batching.settings import get_settings
+from batching.spreadsheet import COLUMNS, inert, write_csv
 from batching.states import ProfileState
 from batching.statistics import ResultLine
 from tests.accounting import Desk, plant

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from batching.cli.output import json_flag, print_json
+from batching.documents import amended, appended
 from batching.encoding import Limits
 from batching.intake import read_amendments, read_file
 
@@ -37,7 +38,7 @@ def append(access: Access, /, batch_id: str, file: str, *, as_json: bool, **give
     with read_file(file, format=given["format_"], key_column=given["key_column"], limits=limits) as source:
         difference = access.manager.append(found, source)
     if as_json:
-        print_json({"id": found, **difference._asdict()})
+        print_json(appended(found, difference))
     else:
         click.echo(f"appended to batch {found}: {told(difference)}")
 
@@ -72,7 +73,7 @@ def amend(access: Access, batch_id: str, file: str, *, as_json: bool) -> None:
     with read_amendments(file, limits=Limits.from_settings(access.settings)) as source:
         done = access.manager.amend(found, source)
     if as_json:
-        print_json({"id": found, "amended": done.amended, "same": done.same, "pass": done.pass_number})
+        print_json(amended(found, done))
         return
     then = "it takes them in its next turn" if done.pass_number is None else f"pass {done.pass_number} begins"
     click.echo(f"amended batch {found}: {done.amended:,} payloads changed, {done.same:,} were the same; {then}")

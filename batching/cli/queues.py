@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from batching.cli.output import console, json_flag, print_json, rate, table
+from batching.documents import limited
 from batching.states import LimitKind
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from batching.brakes import Limit
     from batching.cli.access import Access
     from batching.statistics import QueueView
 
@@ -178,7 +178,7 @@ def list_limits(access: Access, *, as_json: bool) -> None:
     """
     found = access.manager.limits.list()
     if as_json:
-        print_json([_as_json(each) for each in found])
+        print_json([limited(each) for each in found])
     elif not found:
         click.echo("there are no rate limits; `batching limit set NAME RATE` makes one", err=True)
     else:
@@ -204,7 +204,7 @@ def set_limit(access: Access, name: str, rate_: str, burst: int | None, kind: st
     access.manager.limits.set(name, rate_, burst=burst, kind=kind)
     made = next(each for each in access.manager.limits.list() if each.key == (kind, name))
     if as_json:
-        print_json(_as_json(made))
+        print_json(limited(made))
     else:
         click.echo(f"limited {kind} {name} to {rate(made.per_second)}, {made.burst:,} at once")
 
@@ -221,13 +221,3 @@ def remove_limit(access: Access, name: str, kind: str, *, as_json: bool) -> None
         print_json({"removed": removed})
     else:
         click.echo(f"took the limit of {kind} {name} away" if removed else f"there is no limit of {kind} {name}")
-
-
-def _as_json(each: Limit) -> dict[str, object]:
-    return {
-        "kind": each.key.kind.value,
-        "name": each.key.name,
-        "per_second": each.per_second,
-        "burst": each.burst,
-        "available": round(each.available, 3),
-    }

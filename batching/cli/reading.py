@@ -22,13 +22,15 @@ from batching.cli.output import (
     table,
     when,
 )
-from batching.cli.parameters import MomentOrSpan, parse_properties
-from batching.cli.spreadsheet import write_csv
+from batching.cli.parameters import MomentOrSpan
+from batching.documents import shown
 from batching.errors import InvalidInputError
 from batching.options import BatchOptions
+from batching.spreadsheet import write_csv
 from batching.states import BatchState, CallbackState, ProfileState
 from batching.statistics.reason import is_behind
 from batching.statistics.search import Search
+from batching.words import parse_properties
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -129,7 +131,7 @@ def show(access: Access, batch_id: str, key: str | None, *, whole: bool, as_json
     if whole:
         _show_history(history, as_json=as_json)
     elif as_json:
-        print_json(view.as_json() | {"history": [entry.as_json() for entry in history]})
+        print_json(shown(view, history))
     else:
         _print_batch(view, history, access.statistics.callbacks(view.id))
 

@@ -9,12 +9,14 @@ import click
 
 from batching.cli.feeding import told
 from batching.cli.output import duration, json_flag, print_json, safe
-from batching.cli.parameters import Moment, MomentOrSpan, Span, parse_properties, value_of
+from batching.cli.parameters import Moment, MomentOrSpan, Span
 from batching.cli.watching import exit_code, follow
+from batching.documents import submitted
 from batching.encoding import Limits
 from batching.errors import InvalidInputError
 from batching.intake import read_file
 from batching.options import Asked, BatchOptions
+from batching.words import parse_properties, value_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -128,7 +130,7 @@ def submit(ctx: click.Context, /, handler: str, file: str, **given: Any) -> None
             ctx.exit(_report(access.manager.preflight(handler, source, **wanted), as_json=as_json))
         batch = access.manager.submit(handler, source, seal=not given["open_"], check=given["check"], **wanted)
     if as_json:
-        print_json({"id": batch.id, "total": batch.total, "created": batch.created, **batch.difference._asdict()})
+        print_json(submitted(batch))
     elif batch.created:
         done = "opened" if given["open_"] else "submitted"
         click.echo(f"{done} batch {batch.id} with {batch.total:,} {'profile' if batch.total == 1 else 'profiles'}")

@@ -8,6 +8,7 @@ import click
 from rich.text import Text
 
 from batching.cli.output import console, json_flag, print_json, safe, table
+from batching.documents import compared, remedied
 from batching.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def remedy(access: Access, batch_id: str, verb: str, chosen: tuple[str | None, s
     number = access.manager.remedy(batch_id, verb, fingerprint=fingerprint, profile=key)
     view = access.statistics.batch(batch_id)
     if as_json:
-        print_json(view.as_json() | {"profiles": number})
+        print_json(remedied(view, number))
         return
     done = {"retry": "will run again", "skip": "skipped", "cancel": "cancelled"}[verb]
     why = f" ({safe(view.reason)})" if view.reason else ""
@@ -103,7 +104,7 @@ _FATES = ("before", "fixed", "same", "changed", "waiting", "new", "now")
 def _show_changes(access: Access, batch_id: str, pass_number: int | None, *, as_json: bool) -> None:
     later, changes = access.statistics.failure_changes(batch_id, pass_number)
     if as_json:
-        print_json({"from": later - 1, "to": later, "failures": [change.as_json() for change in changes]})
+        print_json(compared(later, changes))
         return
     if not changes:
         click.echo(f"no profile of this batch failed in pass {later - 1} or {later}", err=True)

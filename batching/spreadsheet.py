@@ -10,10 +10,11 @@ from __future__ import annotations
 import csv
 import io
 import json
+from itertools import chain
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator, Sequence
 
     from batching.statistics import ResultLine
 
@@ -30,19 +31,24 @@ def inert(value: object) -> str:
 
 def write_csv(lines: Iterable[ResultLine], stream: BinaryIO) -> None:
     """Write a header and one record per profile, in UTF-8: results as JSON text, errors as `Type: message`."""
-    # Whatever the terminal's encoding is: this goes into files. A lone surrogate has no UTF-8; it is escaped.
-    text = io.TextIOWrapper(stream, encoding="utf-8", errors="backslashreplace", newline="")
-    try:
-        # Lines end in CR LF (RFC 4180): the writer quotes a cell for the characters of its line end, so for both.
-        writer = csv.writer(text, lineterminator="\r\n")
-        writer.writerow(COLUMNS)
-        for line in lines:
-            writer.writerow([inert(cell) for cell in _cells(line)])
-    finally:
-        text.detach()  # flushes, and leaves the caller's stream open
+    stream.writelines(csv_records(lines))
+    stream.flush()
 
 
-def _cells(line: ResultLine) -> list[Any]:
+def csv_records(lines: Iterable[ResultLine], *, header: bool = True) -> Iterator[bytes]:
+    """The same, one by one."""
+    text = io.StringIO(newline="")
+    # Lines end in CR LF (RFC 4180): the writer quotes a cell for the characters of its line end, so for both.
+    writer = csv.writer(text, lineterminator="\r\n")
+    for cells in chain([COLUMNS] if header else [], map(_cells, lines)):
+        writer.writerow([inert(cell) for cell in cells])
+        # Whatever the terminal's encoding is: this goes into files. A lone surrogate has no UTF-8; it is escaped.
+        yield text.getvalue().encode("utf-8", "backslashreplace")
+        text.seek(0)
+        text.truncate()
+
+
+def _cells(line: ResultLine) -> Sequence[Any]:
     result = "" if line.result is None else json.dumps(line.result, ensure_ascii=False)
     error = "" if line.error is None else f"{line.error['type']}: {line.error['message']}"
     return [line.key, line.state.value, line.attempts, result, error]
