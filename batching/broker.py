@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, parse_qsl, urlencode, urlsplit
 
@@ -14,6 +15,7 @@ from batching.errors import BrokerUnavailableError, ConfigurationError
 from batching.settings import mask_url
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from types import TracebackType
 
 #: Seconds: a Redis that does not answer must hold nobody up for long.
@@ -122,7 +124,7 @@ class translated_errors:  # noqa: N801 - used as a statement: `with translated_e
             ) from error
 
 
-def exchange(client: redis.Redis, *commands: tuple[Any, ...]) -> list[Any]:
+def exchange(client: redis.Redis, *commands: tuple[Any, ...], aside: Sequence[tuple[Any, ...]] = ()) -> list[Any]:
     """Send commands in one round trip and return their answers: what a pipeline does, without making one.
 
     Whoever submits, or dispatches, a single profile waits for this.
@@ -130,6 +132,8 @@ def exchange(client: redis.Redis, *commands: tuple[Any, ...]) -> list[Any]:
     Args:
         client: Of `redis_client`: nothing is tried again.
         commands: Each its name and its arguments.
+        aside: Sent before them in the same round trip. A server that refuses one of these (an access list may be older
+            than they are) refuses nothing else.
 
     Raises:
         RedisError: Of the connection, or the first that the server answered with.
@@ -137,7 +141,10 @@ def exchange(client: redis.Redis, *commands: tuple[Any, ...]) -> list[Any]:
     pool: Any = client.connection_pool
     connection = pool.get_connection()
     try:
-        connection.send_packed_command(connection.pack_commands(commands))
+        connection.send_packed_command(connection.pack_commands((*aside, *commands)))
+        for _ in aside:
+            with suppress(redis.ResponseError):
+                connection.read_response()
         return [connection.read_response() for _ in commands]
     except BaseException:
         connection.disconnect()  # an answer may still come: nobody must take it for another's
@@ -162,15 +169,24 @@ class Doorbell:
         bounds = {} if timeout is None else {"socket_timeout": timeout, "socket_connect_timeout": timeout}
         self._client = redis_client(url, **bounds)
 
-    def ring(self) -> None:
-        """Hint that there is something to do; raises BrokerUnavailableError, which callers may ignore."""
-        with translated_errors(self._url):
-            exchange(self._client, *self._ring)
+    def ring(self, *aside: tuple[str, ...]) -> None:
+        """Hint that there is something to do; raises BrokerUnavailableError, which callers may ignore.
 
-    def wait(self, timeout: float) -> bool:
-        """Wait for a hint, at most so many seconds; whether there was one."""
+        Args:
+            aside: Commands that go along, such as a notice of `batching.live`.
+        """
         with translated_errors(self._url):
-            return exchange(self._client, ("BLPOP", self._key, timeout)) != [None]
+            exchange(self._client, *self._ring, aside=aside)
+
+    def wait(self, timeout: float, *aside: tuple[str, ...]) -> bool:
+        """Wait for a hint, at most so many seconds; whether there was one. `aside` is as for `ring`, sent at once."""
+        with translated_errors(self._url):
+            return exchange(self._client, ("BLPOP", self._key, timeout), aside=aside) != [None]
+
+    def tell(self, *aside: tuple[str, ...]) -> None:
+        """Send only what would go along."""
+        with translated_errors(self._url):
+            exchange(self._client, aside=aside)
 
     def ping(self) -> None:
         """Raise BrokerUnavailableError when the broker does not answer."""

@@ -14,6 +14,7 @@ from batching.database import Database
 from batching.errors import BrokerUnavailableError, ConfigurationError, InvalidInputError
 from batching.execution_manager import BatchExecutionManager
 from batching.intake import Limits
+from batching.live import publication
 from batching.moves.triage import Chosen
 from batching.options import Asked, BatchReceipt, BatchSpec
 from batching.queues import Queues, RateLimits
@@ -127,6 +128,11 @@ class QueueManager:
             )
         return Database(self.settings.database_url)
 
+    @property
+    def broker_url(self) -> str | None:
+        """Where the leader's doorbell hangs; None: nowhere, and the leader looks by itself."""
+        return self._given_broker_url or self.settings.broker_url
+
     @cached_property
     def state_manager(self) -> BatchStateManager:
         """Every write."""
@@ -230,7 +236,8 @@ class QueueManager:
             IllegalMoveError: It is sealed, or over.
             InvalidInputError: A profile is not acceptable.
         """
-        return self._rung(append(self.state_manager, batch_id, profiles, Limits.from_settings(self.settings)))
+        limits = Limits.from_settings(self.settings)
+        return self._rung(append(self.state_manager, batch_id, profiles, limits), batch_id)
 
     def seal(self, batch_id: str, expect: int | None = None) -> int:
         """Close an open batch: it finishes once everything in it is settled. Sealing it twice is harmless.
@@ -246,7 +253,7 @@ class QueueManager:
             UnknownBatchError: There is none with this id.
             IllegalMoveError: It has another number of profiles, or ended before it was sealed.
         """
-        return self._rung(self.state_manager.seal_open(batch_id, expect))
+        return self._rung(self.state_manager.seal_open(batch_id, expect), batch_id)
 
     def amend(self, batch_id: str, profiles: Iterable[Any]) -> Amended:
         """Give profiles that are not done other payloads, under their old keys: all of them, or none.
@@ -263,7 +270,8 @@ class QueueManager:
             IllegalMoveError: It runs, or all of it is done.
             InvalidInputError: A key is not the batch's, or its profile is done.
         """
-        return self._rung(amend(self.state_manager, batch_id, profiles, Limits.from_settings(self.settings)))
+        limits = Limits.from_settings(self.settings)
+        return self._rung(amend(self.state_manager, batch_id, profiles, limits), batch_id)
 
     def get(self, batch_id: str) -> Batch:
         """A handle on a batch that exists.
@@ -296,15 +304,15 @@ class QueueManager:
             raise InvalidInputError(f"cannot cancel {batch_id}: running takes finish or terminate, not {running!r}")
         said = reason or "cancelled by a person"
         interrupt = running == "terminate"
-        return self._rung(self.state_manager.stop(batch_id, StopTarget.CANCELLED, said, interrupt=interrupt))
+        return self._rung(self.state_manager.stop(batch_id, StopTarget.CANCELLED, said, interrupt=interrupt), batch_id)
 
     def resume(self, batch_id: str) -> BatchState:
         """Return a paused batch to its old position in line."""
-        return self._rung(self.state_manager.resume(batch_id))
+        return self._rung(self.state_manager.resume(batch_id), batch_id)
 
     def retry(self, batch_id: str) -> int:
         """Open a new pass over what is not done of a finished batch; returns the number of the pass."""
-        return self._rung(self.state_manager.retry(batch_id))
+        return self._rung(self.state_manager.retry(batch_id), batch_id)
 
     def remedy(
         self, batch_id: str, remedy: Remedy | str, *, fingerprint: str | None = None, profile: str | None = None
@@ -325,11 +333,12 @@ class QueueManager:
         """
         if (fingerprint is None) == (profile is None):
             raise InvalidInputError("say which profiles: fingerprint=… or profile=…")
-        return self._rung(self.state_manager.remedy(batch_id, Remedy(remedy), Chosen(fingerprint, profile)))
+        chosen = Chosen(fingerprint, profile)
+        return self._rung(self.state_manager.remedy(batch_id, Remedy(remedy), chosen), batch_id)
 
     def move(self, batch_id: str, place: int | str) -> int:
         """Move a waiting batch to `front`, `end`, or a place (1 is next); returns its position."""
-        return self.state_manager.move(batch_id, place)
+        return self._rung(self.state_manager.move(batch_id, place), batch_id)
 
     def prune(
         self,
@@ -356,7 +365,8 @@ class QueueManager:
             InvalidInputError: A batch cannot have ended in one of the states.
         """
         days = self.settings.retention_days if older_than_days is None else older_than_days
-        return self.state_manager.prune(days, limit, states=states, queue=queue, progress=progress)
+        deleted = self.state_manager.prune(days, limit, states=states, queue=queue, progress=progress)
+        return self._rung(deleted) if deleted else deleted
 
     def retry_callback(self, callback_id: str) -> None:
         """Let a dead callback be delivered again, at once and with all its attempts.
@@ -369,14 +379,18 @@ class QueueManager:
 
     def process(self, batch_id: str) -> BatchState:
         """Ask for a batch to run ahead of its turn; a running or finished batch stays as it is."""
-        return self._rung(self.execution_manager.execute_batch(batch_id))
+        return self._rung(self.execution_manager.execute_batch(batch_id), batch_id)
 
-    def ring(self) -> None:
-        """Wake the leader. A broker that is away costs a moment: the leader also polls."""
+    def ring(self, *batch_ids: str) -> None:
+        """Wake the leader, and tell whoever watches. A broker that is away costs a moment: all of them also look.
+
+        Args:
+            batch_ids: What has changed; nothing: something is new.
+        """
         if self._doorbell is None:
             return
         try:
-            self._doorbell.ring()
+            self._doorbell.ring(publication(self.settings.key_prefix, batch_ids))
         except BrokerUnavailableError:
             return
 
@@ -401,14 +415,13 @@ class QueueManager:
 
     @cached_property
     def _doorbell(self) -> Doorbell | None:
-        url = self._given_broker_url or self.settings.broker_url
-        return None if url is None else Doorbell(url, self.settings.key_prefix)
+        return None if self.broker_url is None else Doorbell(self.broker_url, self.settings.key_prefix)
 
     def _stop(self, batch_id: str, target: StopTarget, reason: str) -> BatchState:
-        return self._rung(self.state_manager.stop(batch_id, target, reason))
+        return self._rung(self.state_manager.stop(batch_id, target, reason), batch_id)
 
-    def _rung(self, result: _Result) -> _Result:
-        self.ring()
+    def _rung(self, result: _Result, *batch_ids: str) -> _Result:
+        self.ring(*batch_ids)
         return result
 
 

@@ -24,6 +24,7 @@ from batching.errors import DatabaseUnavailableError
 from batching.execution_manager import BatchExecutionManager
 from batching.handlers import Handler, Profile
 from batching.interfaces import Dispatch, Lane
+from batching.live import PAUSE, Listener
 from batching.models import profiles, workers
 from batching.options import BatchSpec, ProfileInput
 from batching.registry import WorkerRegistry
@@ -206,6 +207,24 @@ def test_profiles_are_claimed_and_settled_in_groups(bench: Bench) -> None:
     assert sum(bench.manager.claims) == sum(bench.manager.settles) == 600
     assert len(bench.manager.claims) < 200
     assert max(bench.manager.settles) <= 100
+
+
+def test_settlements_are_told_to_whoever_watches_and_not_one_by_one(bench: Bench) -> None:
+    heard: list[frozenset[str]] = []
+    lines: list[bool] = []
+    listener = Listener(bench.broker_url, bench.key_prefix, heard.append, lines.append)
+    listener.start()
+    eventually(lambda: lines == [True])
+    batch_id = bench.batch(['"go"'] * 600)
+    bench.dispatch(batch_id)
+    began = time.monotonic()
+    bench.start()
+    bench.finished(batch_id)
+    eventually(lambda: not bench.consumer.held and not bench.consumer.news)
+    eventually(lambda: frozenset({batch_id}) in heard)
+    most = (time.monotonic() - began) / PAUSE + 1
+    assert len([ids for ids in heard if ids]) <= most
+    listener.stop()
 
 
 def test_a_message_that_arrives_twice_runs_once(bench: Bench) -> None:

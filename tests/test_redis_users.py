@@ -9,7 +9,9 @@ import redis
 
 from batching.broker import Doorbell
 from batching.interfaces import Dispatch, Lane, RunId
+from batching.live import Listener, channel, publication
 from tests.guarded import LISTS, USERS, GuardedValkey
+from tests.support import eventually
 from workers.keys import RedisKeys
 from workers.publisher import RedisPublisher, lane_key
 
@@ -20,6 +22,7 @@ PREFIX = "guarded:"
 LANE = Lane("default", "tests.handler")
 KEY = lane_key(PREFIX, LANE)
 DISPATCH = Dispatch(RunId("00000000-0000-7000-8000-000000000001", 1, 1), "k", LANE, 1, 1, alone=False)
+NEWS = publication(PREFIX, ["00000000-0000-7000-8000-000000000001"])
 FILES = [path.name for path in sorted(LISTS.glob("*.acl"))]
 
 #: What nobody but an administrator may do.
@@ -57,7 +60,13 @@ _OTHERS: dict[str, list[tuple[str, ...]]] = {
     ],
     "producer": [("LPUSH", KEY, "x"), ("LLEN", KEY), ("BLPOP", f"{PREFIX}hint", "0.01"), ("INFO",)],
     "operator": [("BLMPOP", "0.01", "1", KEY, "RIGHT"), ("RPOP", KEY), ("SET", f"{PREFIX}canary", "x")],
-    "viewer": [("LPUSH", KEY, "x"), ("LPUSH", f"{PREFIX}hint", "1"), ("SET", f"{PREFIX}canary", "x"), ("RPOP", KEY)],
+    "viewer": [
+        ("PUBLISH", channel(PREFIX), "x"),
+        ("LPUSH", KEY, "x"),
+        ("LPUSH", f"{PREFIX}hint", "1"),
+        ("SET", f"{PREFIX}canary", "x"),
+        ("RPOP", KEY),
+    ],
 }
 
 
@@ -89,7 +98,7 @@ def test_the_manager_does_its_part(valkey: GuardedValkey) -> None:
     publisher.discard(LANE)
     assert publisher.lengths([LANE]) == {LANE: 0}
     publisher.hint()
-    assert publisher.wait_hint(0.5)
+    assert publisher.wait_hint(0.5, NEWS)
     publisher.close()
 
     assert valkey.denied() == []
@@ -104,7 +113,8 @@ def test_the_worker_pops_and_gives_back(valkey: GuardedValkey) -> None:
     worker.put_back([(KEY, raw) for raw in popped[1]])
     worker.client.client_id()
     worker.client.client_unblock(0)
-    worker.hint()
+    worker.hint(NEWS)
+    worker.tell(NEWS)
 
     assert manager.lengths([LANE]) == {LANE: 1}
     manager.discard(LANE)
@@ -135,7 +145,7 @@ def test_the_doctor_looks_as_a_viewer_and_repairs_as_an_operator(valkey: Guarded
 
 def test_the_producer_rings_and_the_viewer_looks(valkey: GuardedValkey) -> None:
     bell = Doorbell(valkey.url_of("producer"), PREFIX)
-    bell.ring()
+    bell.ring(NEWS)
     bell.ping()
     bell.close()
     viewer = border(valkey, "viewer")
@@ -143,6 +153,24 @@ def test_the_producer_rings_and_the_viewer_looks(valkey: GuardedValkey) -> None:
 
     assert viewer.lengths([LANE]) == {LANE: 0}
     viewer.close()
+
+    assert valkey.denied() == []
+
+
+@pytest.mark.parametrize("user", ["viewer", "operator"])
+def test_a_dashboard_hears_notices(valkey: GuardedValkey, user: str) -> None:
+    heard: list[frozenset[str]] = []
+    lines: list[bool] = []
+    listener = Listener(valkey.url_of(user), PREFIX, heard.append, lines.append)
+    listener.start()
+    eventually(lambda: lines == [True])
+    tellers = [Doorbell(valkey.url_of(each), PREFIX) for each in ("worker", "manager", "producer", "operator")]
+    for number, bell in enumerate(tellers):
+        bell.tell(publication(PREFIX, [f"{number}"]))
+    eventually(lambda: {frozenset({f"{number}"}) for number in range(len(tellers))} <= set(heard))
+    listener.stop()
+    for bell in tellers:
+        bell.close()
 
     assert valkey.denied() == []
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from batching.errors import BrokerUnavailableError
 from batching.figures import Figures
 from batching.interfaces import Ending, Lane, Outcome
+from batching.live import PAUSE, News
 from workers.appetite import Appetite
 from workers.bundles import Bundle
 from workers.events import Pace
@@ -133,6 +134,8 @@ class LaneConsumer:
         self.figures = ports.figures
         self.gate = SqlGate(self.loop, self._reopen, self.figures)
         self._held_of: Counter[str] = Counter()
+        self.news = News(self.settings.key_prefix)
+        """Batches whose settlements nobody was told of yet."""
         self.outcomes = Outcomes(ports.manager, self.settings.flush_size, self.settings.flush_interval, self._held_of)
         self.popper = Popper(self.loop, ports.publisher, self._popped, self.figures)
         self.reader = Reader(ports.handlers, self.figures)
@@ -162,7 +165,7 @@ class LaneConsumer:
         self._dry = False
         self._rung = 0.0
         self._beaten = 0.0
-        self._pump_planned = self._relief_planned = self._listening = False
+        self._pump_planned = self._relief_planned = self._news_planned = self._listening = False
         self._told: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
         self._appetite = Appetite(self.executor.slots, self.settings)
         self.pace = Pace(self.loop, self._more_to_run)
@@ -459,6 +462,7 @@ class LaneConsumer:
             self.progressed = monotonic()
             for request in done:
                 self._let_go(request)
+            self.news.note({request.claimed.run.batch_id for request in done})
             self._ring()
         if self.outcomes.stopping:
             stopping, self.outcomes.stopping = self.outcomes.stopping, set()
@@ -490,14 +494,27 @@ class LaneConsumer:
         request.give_back()
 
     def _ring(self) -> None:
-        """Wake the leader when the lanes ran empty: it has settled profiles to replace."""
-        if (self._dry or self.popper.outstanding) and monotonic() >= self._rung + _RING_PAUSE:
-            self._rung = monotonic()
-            try:
-                self._ports.publisher.hint()
-            except BrokerUnavailableError:
-                # The leader looks by itself; a Redis that is frozen must not cost every group of outcomes a time-out.
-                self._rung = monotonic() + _RING_REST
+        """Wake the leader when the lanes ran empty: it has settled profiles to replace. Tell whoever watches, too."""
+        now = monotonic()
+        dry = (self._dry or self.popper.outstanding) and now >= self._rung + _RING_PAUSE
+        news = (self.news.take(now),) if now >= self._rung and self.news.due(now) else ()
+        try:
+            if dry:
+                self._rung = now
+                self._ports.publisher.hint(*news)
+            elif news:
+                self._ports.publisher.tell(*news)
+        except BrokerUnavailableError:
+            # All of them look by themselves; a Redis that is frozen must not cost every group of outcomes a time-out.
+            self._rung = monotonic() + _RING_REST
+        if self.news and not self._news_planned:
+            self._news_planned = True
+            self.loop.call_later(PAUSE, self._tell_rest)
+
+    def _tell_rest(self) -> None:
+        """What settled last must not wait for the next group, which may never come."""
+        self._news_planned = False
+        self._ring()
 
     # --- life
 

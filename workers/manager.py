@@ -23,6 +23,7 @@ from batching.dispatcher import Dispatcher
 from batching.errors import BatchingError, BrokerUnavailableError, ConfigurationError, DatabaseUnavailableError
 from batching.execution_manager import BatchExecutionManager
 from batching.figures import TURN_DURATION, Figures
+from batching.live import News
 from batching.measure import Measurer
 from batching.outlook import look
 from batching.probes import Probe
@@ -82,6 +83,7 @@ class Manager:
         self._renewed_at = 0.0
         self._next_sweep = 0.0
         self._hinted = False
+        self._news = News(settings.key_prefix)
         self._outlook: Outlook | None = None
         self._alarm = math.inf
         self._broker = True
@@ -193,6 +195,7 @@ class Manager:
             self._next_sweep = time.monotonic() + SWEEP_INTERVAL
             swept = self._sweeper.sweep(term, outlook)
             self._measurer.measure(term, outlook, self._seen())
+            self._news.note(swept.concluded)
             more |= bool(swept.concluded or swept.lost_runs)
         more |= self._rewrite(outlook.unwritten)
         try:
@@ -207,7 +210,7 @@ class Manager:
         self._broker = True
         if started:
             self._outlook = None
-            self._conclude_empty(started)
+            self._begun(started)
         return more or bool(started)
 
     def _seen(self) -> dict[str, Any]:
@@ -222,12 +225,14 @@ class Manager:
         """Stop what is past its deadline; in every tick, since a completion window is kept to the second."""
         expired = [batch_id for batch_id in overdue if self._state.expire(batch_id)]
         if expired:
+            self._news.note(expired)
             log.info("past their deadline", batches=expired)
         return bool(expired)
 
     def _release(self, waiting: list[str]) -> bool:
         """Let those go on that wait for batches which are over; or end them, when those ended otherwise than wanted."""
         released = [batch_id for batch_id in waiting if self._state.release(batch_id)]
+        self._news.note(released)
         return bool(released)
 
     def _welcome(self, term: LeaderTerm) -> None:
@@ -236,10 +241,11 @@ class Manager:
         outlook, self._outlook = self._outlook, None
         if hinted and outlook is not None:
             with contextlib.suppress(BrokerUnavailableError):  # the tick that follows says so
-                self._conclude_empty(self._dispatcher.welcome(term, outlook))
+                self._begun(self._dispatcher.welcome(term, outlook))
 
-    def _conclude_empty(self, started: list[Start]) -> None:
-        """An empty batch has nothing to wait for."""
+    def _begun(self, started: list[Start]) -> None:
+        """Tell of what was promoted; an empty batch has nothing to wait for."""
+        self._news.note(each.batch_id for each in started)
         self._state.conclude(each.batch_id for each in started if not each.total)
 
     def _rewrite(self, unwritten: list[str]) -> bool:
@@ -258,8 +264,10 @@ class Manager:
         if self._term is None:
             self._stopping.wait(seconds)
             return
+        now = time.monotonic()
+        news = (self._news.take(now),) if self._news.due(now) else ()
         try:
-            self._hinted = self._publisher.wait_hint(seconds)
+            self._hinted = self._publisher.wait_hint(seconds, *news)
         except BrokerUnavailableError:
             self._broker = False
             self._stopping.wait(seconds)

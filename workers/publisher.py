@@ -177,19 +177,31 @@ class RedisPublisher:
         with translated_errors(self.url):
             self.client.delete(lane_key(self.key_prefix, lane))
 
-    def hint(self) -> None:
+    def hint(self, *news: tuple[str, ...]) -> None:
         """Wake the leader, if it waits. Rings that nobody hears do not pile up.
+
+        Args:
+            news: For whoever watches: a command of `batching.live`, in the same round trip.
 
         Raises:
             BrokerUnavailableError: The broker did not answer.
         """
-        self._doorbell.ring()
+        self._doorbell.ring(*news)
 
-    def wait_hint(self, timeout: float) -> bool:
+    def tell(self, *news: tuple[str, ...]) -> None:
+        """Tell whoever watches, and wake nobody.
+
+        Raises:
+            BrokerUnavailableError: The broker did not answer.
+        """
+        self._doorbell.tell(*news)
+
+    def wait_hint(self, timeout: float, *news: tuple[str, ...]) -> bool:
         """Wait for a hint.
 
         Args:
             timeout: Seconds, at most half of the client's own time-out.
+            news: As for `hint`; told at once.
 
         Returns:
             True when one came, False when the time is over.
@@ -197,7 +209,7 @@ class RedisPublisher:
         Raises:
             BrokerUnavailableError: The broker did not answer.
         """
-        return self._doorbell.wait(max(0.01, min(timeout, self._timeout / 2)))
+        return self._doorbell.wait(max(0.01, min(timeout, self._timeout / 2)), *news)
 
     def check(self) -> None:
         """Look whether the server is one that lanes can use.

@@ -165,8 +165,7 @@ def execute(access: Access, batch_id: str, *, as_json: bool) -> None:
     Whatever its priority, its group, its position, or its pause between passes.
     """
     found = access.statistics.resolve(batch_id)
-    access.manager.execution_manager.execute_batch(found)
-    access.manager.ring()
+    access.manager.process(found)
     _report(access, found, "asked for", as_json=as_json)
 
 
