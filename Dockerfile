@@ -1,4 +1,5 @@
-# One image for every part: worker, manager, migrations, Flower. What it runs is the command (docker-compose.yml).
+# One image for every part: worker, manager, migrations, dashboard, Flower. What it runs is the command
+# (docker-compose.yml).
 #
 # Your handlers: mount them at /app/handlers, as docker-compose.yml does, or build on top of this image:
 #
@@ -23,7 +24,8 @@ WORKDIR /src
 # The dependencies come first and from pyproject.toml alone, so that a change of source reuses this layer.
 COPY pyproject.toml ./
 RUN python -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
-print(*project['dependencies'], *project['optional-dependencies']['flower'], sep='\n')" > requirements.txt \
+extras = project['optional-dependencies']; \
+print(*project['dependencies'], *extras['flower'], *extras['web'], sep='\n')" > requirements.txt \
     && pip --python /opt/venv/bin/python install --requirement requirements.txt
 
 COPY README.md LICENSE ./

@@ -90,14 +90,35 @@ class Settings(BaseSettings):
     """The Celery application that sends callbacks which are tasks, as `-A` takes it; None: that of the worker which
     started the manager, else `workers.celery`."""
 
-    @field_validator("handlers", "queues", "webhook_secrets", mode="before")
+    web_tokens: Annotated[tuple[str, ...], NoDecode] = ()
+    """Who may use the dashboard and the API: `name:role:sha256`, separated by commas; `batching dashboard token` makes
+    one. Only digests: the tokens themselves are kept nowhere."""
+    web_secret: SecretStr | None = None
+    """Signs the sessions of browsers, 32 characters at least; None: made at the start, so that sessions end with the
+    process."""
+    web_hosts: Annotated[tuple[str, ...], NoDecode] = ()
+    """Host names under which the dashboard may be asked for, beside those of this machine's loopback; `*`: any."""
+    web_https: bool = False
+    """Whether browsers reach the dashboard by https, through a proxy: cookies are then sent by https alone."""
+    web_read_only: bool = False
+    """Whether the dashboard and the API refuse everything that changes something, whoever asks."""
+    web_body_limit: int = Field(8_388_608, ge=1_024, le=1_073_741_824)
+    """Bytes of a request's body that is held in memory; JSON lines are streamed, and have no bound but the batch's."""
+    web_streams: int = Field(100, ge=1, le=10_000)
+    """Streams of events that one dashboard serves at once."""
+    web_threads: int = Field(8, ge=1, le=64)
+    """Requests to SQL that one dashboard has at once; as many database connections."""
+
+    @field_validator("handlers", "queues", "webhook_secrets", "web_tokens", "web_hosts", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         if isinstance(value, str):
             return tuple(part for part in re.split(r"[,\s]+", value) if part)
         return value
 
-    @field_validator("database_url", "broker_url", "celery_app", "health_address", "metrics_address", mode="before")
+    @field_validator(
+        "database_url", "broker_url", "celery_app", "health_address", "metrics_address", "web_secret", mode="before"
+    )
     @classmethod
     def _blank_is_none(cls, value: Any) -> Any:
         return value or None

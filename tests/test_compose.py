@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import tomllib
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,8 +34,13 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 COMPOSE_FILE = ROOT / "docker-compose.yml"
-SECRETS = {"POSTGRES_PASSWORD": "pg-secret", "VALKEY_PASSWORD": "vk-secret", "FLOWER_BASIC_AUTH": "ada:fl-secret"}
-APPLICATION = ("flower", "manager", "migrate", "worker")
+SECRETS = {
+    "POSTGRES_PASSWORD": "pg-secret",
+    "VALKEY_PASSWORD": "vk-secret",
+    "FLOWER_BASIC_AUTH": "ada:fl-secret",
+    "BATCHING_WEB_TOKENS": f"ada:operator:{64 * '0'}",
+}
+APPLICATION = ("dashboard", "flower", "manager", "migrate", "worker")
 STORES = ("postgres", "valkey")
 
 Services = dict[str, dict[str, Any]]
@@ -226,7 +231,7 @@ def test_the_migration_runs_once_and_everything_waits_for_it(services: Services)
     assert services["migrate"]["restart"] == "no"
     assert services["migrate"]["command"] == ["batching", "db", "upgrade"]
     assert services["migrate"]["depends_on"]["postgres"]["condition"] == "service_healthy"
-    for name in ("flower", "manager", "worker"):
+    for name in ("dashboard", "flower", "manager", "worker"):
         conditions = {other: wait["condition"] for other, wait in services[name]["depends_on"].items()}
         assert conditions == {
             "migrate": "service_completed_successfully",
@@ -264,10 +269,38 @@ def test_handlers_are_mounted_where_the_image_looks_for_them(services: Services)
 # What it exposes
 
 
-def test_only_flower_is_published_and_on_this_machine_only(services: Services) -> None:
+def test_only_pages_are_published_and_on_this_machine_only(services: Services) -> None:
     published = {name: service["ports"] for name, service in services.items() if service.get("ports")}
-    assert list(published) == ["flower"]
-    assert {port["host_ip"] for port in published["flower"]} == {"127.0.0.1"}
+    assert sorted(published) == ["dashboard", "flower"]
+    assert {port["host_ip"] for ports in published.values() for port in ports} == {"127.0.0.1"}
+
+
+def test_the_dashboard_asks_for_tokens_and_its_health_page_does_not(
+    services: Services, tmp_path: Path, postgresql_url: str
+) -> None:
+    # Given the service's own command and environment, on a free port and with the database that is here
+    variables = {**services["dashboard"]["environment"], "BATCHING_DATABASE_URL": postgresql_url}
+    command = local_command(services["dashboard"]["command"])
+    command[command.index("--port") + 1] = "0"
+    environment = bare_environment(**variables, PYTHONPATH=str(ROOT))
+    with running(command, environment, tmp_path) as dashboard:
+        assert dashboard.stdout is not None
+        line = ""
+        while not line.startswith("dashboard: "):
+            line = dashboard.stdout.readline()
+            assert line, "the dashboard ended before it served"
+        port = int(line.rstrip("/\n").rpartition(":")[2])
+        # Then the health check of the service is answered, and data only with a token
+        assert tcp_status_of(port, "/livez") == 200
+        assert tcp_status_of(port, "/api/v1/batches") == 401
+        assert tcp_status_of(port, "/api/v1/batches", Authorization="Bearer guess") == 401
+
+
+def tcp_status_of(port: int, page: str, **headers: str) -> int:
+    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=10)) as connection:
+        connection.request("GET", page, headers=headers)
+        with connection.getresponse() as response:
+            return response.status
 
 
 def test_the_stores_have_no_way_out(services: Services) -> None:

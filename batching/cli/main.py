@@ -19,6 +19,7 @@ VERBS: Final = {
     "append": "batching.cli.feeding:append",
     "callbacks": "batching.cli.telling:callbacks",
     "cancel": "batching.cli.steering:cancel",
+    "dashboard": "batching.cli.dashboard:dashboard",
     "db": "batching.cli.checking:db",
     "demo": "batching.cli.demo:demo",
     "doctor": "batching.cli.checking:doctor",

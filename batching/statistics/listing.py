@@ -149,7 +149,7 @@ def _as_view(row: Any, around: _Around) -> BatchView:
         target=StopTarget(row.target) if row.target else None,
         sealed=bool(row.sealed),
         max_passes=row.last_pass,
-        options=row.options,
+        options={name: told_option(name, value) for name, value in row.options.items()},
         start_at=row.start_at,
         deadline=None if row.deadline.year >= _NEVER_YEAR else row.deadline,
         tags=tuple(row.tags or ()),
@@ -157,6 +157,11 @@ def _as_view(row: Any, around: _Around) -> BatchView:
         waits_for=tuple(each.on_batch_id for each in around.awaited.get(row.id, ())),
         **{name: value for name, value in counts._asdict().items() if name in BatchView.__slots__},
     )
+
+
+def told_option(name: str, value: Any) -> Any:
+    """An option as people see it: of a callback's URL without its query, which may carry a token."""
+    return value.partition("?")[0] if name.startswith("on_") and isinstance(value, str) else value
 
 
 def _place(row: Any, around: _Around) -> int | None:
