@@ -237,6 +237,30 @@ MUTATIONS = [
         "            if claimed.losses >= max_losses + 100:\n",
         tests=("tests/test_policies.py", SWEEPER, "tests/test_model.py"),
     ),
+    # --- figures
+    one(
+        "letter-number",
+        "a letter of figures that is repeated counts once",
+        "batching/moves/figures.py",
+        "where=figure_news.c.document.is_(None) & (figure_news.c.number < letter.excluded.number),",
+        "where=figure_news.c.document.is_(None),",
+        tests=("tests/test_figure_sums.py",),
+    ),
+    one(
+        "letter-box",
+        "a letter of figures waits until the one before was taken",
+        "batching/moves/figures.py",
+        "where=figure_news.c.document.is_(None) & (figure_news.c.number < letter.excluded.number),",
+        "where=figure_news.c.number < letter.excluded.number,",
+        tests=("tests/test_figure_sums.py",),
+    ),
+    one(
+        "letter-lock",
+        "a letter of figures is taken by one leader, and waited for by none",
+        "batching/moves/figures.py",
+        "        .with_for_update(skip_locked=True)\n",
+        tests=("tests/test_figure_sums.py",),
+    ),
     # --- counting and ending
     one(
         "ticket",
