@@ -1,4 +1,4 @@
-"""Workers that stop for a while, and clocks that are wrong: what comes too late changes nothing."""
+"""Workers that stop for a while: what comes too late changes nothing."""
 
 from __future__ import annotations
 
@@ -14,8 +14,6 @@ from batching.models import profiles
 from tests.support import eventually
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from tests.faults.processes.scene import Scene
 
 GATED = {"gate": "gate"}
@@ -73,58 +71,3 @@ def test_a_worker_that_is_frozen_beyond_its_lease_comes_late(scene: Scene) -> No
     # And it works on, under a new identity
     assert scene.finished(scene.submit("work", 50)).succeeded == 50
     assert first.status == "running"
-
-
-#: Imported by Python itself at its start: all that asks for the time of day gets another one.
-SHIFTED = """
-import datetime, os, time
-shift = float(os.environ["CLOCK_SHIFT"])
-real = time.time
-time.time = lambda: real() + shift
-class datetime_(datetime.datetime):
-    @classmethod
-    def now(cls, tz=None):
-        return datetime.datetime.fromtimestamp(time.time(), tz)
-    @classmethod
-    def utcnow(cls):
-        return datetime.datetime.fromtimestamp(time.time(), datetime.timezone.utc).replace(tzinfo=None)
-datetime.datetime = datetime_
-"""
-
-
-@pytest.mark.exhaustive
-@pytest.mark.parametrize("who", ["worker", "manager"])
-@pytest.mark.parametrize("hours", [1, -1])
-def test_a_clock_that_is_an_hour_off(scene: Scene, tmp_path: Path, who: str, hours: int) -> None:
-    """Of a worker, or of a manager: the database's clock is the only one that counts."""
-    # Given one process whose clock is wrong
-    site = tmp_path / "shifted"
-    site.mkdir()
-    (site / "sitecustomize.py").write_text(SHIFTED)
-    wrong = {
-        "PYTHONPATH": os.pathsep.join([str(site), str(psutil.Process().cwd())]),
-        "CLOCK_SHIFT": str(hours * 3600),
-    }
-    if who == "manager":
-        scene.settings = {**scene.settings, **wrong}
-        scene.manager()
-        scene.settings = {name: value for name, value in scene.settings.items() if name not in wrong}
-        scene.worker(BATCHING_MANAGER="false")
-    else:
-        scene.manager()
-        scene.worker(BATCHING_MANAGER="false")
-        scene.worker(ready=True, BATCHING_MANAGER="false", **wrong)
-    # When work is done, some of it in a second attempt after a delay
-    batch = scene.submit("odd", {f"r{number}": ["retry", "return"] for number in range(20)}, scene_options())
-    quick = scene.submit("work", 200)
-    # Then nothing of it is lost, doubled or late
-    assert scene.finished(batch).succeeded == 20
-    assert scene.finished(quick).succeeded == 200
-    assert all("lost" not in how for how in scene.endings(quick).values())
-    scene.verdict(again={"retried"}, late=False)
-
-
-def scene_options() -> Any:
-    from batching import BatchOptions
-
-    return BatchOptions(max_attempts=3, max_passes=1)
