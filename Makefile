@@ -59,7 +59,7 @@ $(VENV)/.demo: $(VENV)/.pip pyproject.toml
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.pip pyproject.toml
-	$(BIN)/python -m pip install --quiet --editable '.[embedded,flower,web]' --group dev
+	$(BIN)/python -m pip install --quiet --editable '.[embedded,flower,tracing,web]' --group dev
 	@touch $@ $(VENV)/.demo
 
 $(BIN)/promtool: $(VENV)/.pip

@@ -54,6 +54,10 @@ class UnknownQueueError(BatchingError):
     """No queue has this name."""
 
 
+class UnknownWorkerError(BatchingError):
+    """No worker has this id, name or host."""
+
+
 class UnknownHandlerError(BatchingError):
     """No handler has this name."""
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+import time
 from collections import Counter
 from contextlib import suppress
+from itertools import groupby
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from batching import faults
+from batching import faults, traces
 from batching.errors import BatchingError
 from batching.figures import Figures
 from batching.interfaces import Bookmark
@@ -81,7 +83,8 @@ class BatchExecutionManager:
         self._count_dispatched(dispatches, perf_counter() - began)
         bookmark.passed(dispatches)
         faults.reach("dispatch.committed")
-        self.republish(dispatches)
+        self._publish(dispatches)
+        self._trace(dispatches, began)
         return len(dispatches)
 
     def start_batch(self, queue: str, term: LeaderTerm, plan: Plan) -> Start | None:
@@ -91,7 +94,8 @@ class BatchExecutionManager:
         if started is not None:
             self._count_dispatched(started.dispatches, perf_counter() - began)
             faults.reach("start.committed")
-            self.republish(started.dispatches)
+            self._publish(started.dispatches)
+            self._trace_start(started, began)
         return started
 
     def _count_dispatched(self, dispatches: Sequence[Dispatch], seconds: float) -> None:
@@ -101,6 +105,11 @@ class BatchExecutionManager:
             self._figures.count("profiles_dispatched", handler, amount=len(dispatches))
 
     def republish(self, dispatches: Sequence[Dispatch]) -> None:
+        began = perf_counter()
+        self._publish(dispatches)
+        self._trace(dispatches, began, again=True)
+
+    def _publish(self, dispatches: Sequence[Dispatch]) -> None:
         if dispatches and self._publisher is not None:
             began = perf_counter()
             self._publisher.publish(dispatches)
@@ -113,6 +122,8 @@ class BatchExecutionManager:
         self._figures.count("runs_claimed", amount=len(result.claimed))
         self._figures.count("claims_refused", amount=result.refused)
         faults.reach("claim.committed")
+        if (spans := traces.active()) is not None:
+            spans.claimed(result.claimed, self.trace_of, _at(began))
         return result
 
     def complete(
@@ -133,6 +144,9 @@ class BatchExecutionManager:
         self._figures.step("settle", len(settlements), perf_counter() - began)
         self._count_settled(outcomes, settlements, result)
         faults.reach("settle.committed")
+        if (spans := traces.active()) is not None:
+            ends = [(claimed, end) for (claimed, _), end in zip(outcomes, settlements, strict=True)]
+            spans.settled(ends, result.late, self.trace_of, _at(began))
         # Settled it is: the sweep repeats a conclusion that fails, and the same outcomes again would only be late.
         with suppress(BatchingError):
             self._state_manager.conclude({run.batch_id for run in result.applied} - _goes_on(settlements, holding))
@@ -158,6 +172,34 @@ class BatchExecutionManager:
             counted[each.label] += 1
         for batch_id, (handler, counted) in ends.items():
             self._figures.ended(handler, batch_id, counted)
+
+    # --- traces: nothing but a look at whether there are any, where there are none
+
+    def trace_of(self, batch_id: str) -> str | None:
+        """The trace that a batch was submitted in, empty for none; None: its profiles are not traced."""
+        spans = traces.active()
+        return None if spans is None else spans.parent_of(batch_id, self._state_manager.traceparent)
+
+    def _trace(self, dispatches: Sequence[Dispatch], began: float, *, again: bool = False) -> None:
+        if (spans := traces.active()) is None:
+            return
+        for batch_id, some in groupby(dispatches, lambda each: each.run.batch_id):
+            if (parent := self.trace_of(batch_id)) is not None:
+                spans.dispatched(some, parent, _at(began), again=again)
+
+    def _trace_start(self, started: Start, began: float) -> None:
+        if (spans := traces.active()) is None:
+            return
+        if (parent := self.trace_of(started.batch_id)) is not None:
+            # Without a dispatch, nobody has read which pass it is; only the first one roots a trace.
+            pass_number = started.dispatches[0].pass_number if started.dispatches else None
+            spans.started(started.batch_id, pass_number, started.lane, parent)
+            spans.dispatched(started.dispatches, parent, _at(began))
+
+
+def _at(began: float) -> float:
+    """A moment of `perf_counter`, in seconds since the epoch."""
+    return time.time() - (perf_counter() - began)
 
 
 _HARMLESS = frozenset({ProfileState.SUCCEEDED, ProfileState.SKIPPED})

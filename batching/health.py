@@ -187,6 +187,8 @@ def _liveness(statistics: Statistics, worker: WorkerView, *, named: bool) -> tup
 
 
 def _progress(statistics: Statistics, worker: WorkerView) -> tuple[bool, str]:
+    if worker.stuck is not None:
+        return False, worker.stuck
     if not worker.running:
         return True, "it holds no profile"
     overdue = statistics.overdue_runs(worker.id)

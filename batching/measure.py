@@ -12,13 +12,13 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import structlog
 from sqlalchemy import delete, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from batching.database import now
 from batching.errors import DatabaseUnavailableError
 from batching.figures import Figures
+from batching.logs import Log
 from batching.models import batches, rates
 from batching.moves import figures
 from batching.moves.rows import leads
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from batching.interfaces import LeaderTerm
     from batching.outlook import Outlook
 
-log = structlog.get_logger("batching.measure")
+log = Log("batching.measure")
 
 #: Seconds over which a rate is smoothed.
 SMOOTHING = 10.0

@@ -137,6 +137,8 @@ batches = Table(
     # For people and programs to find it by; `labels` is their index. Null for none.
     Column("tags", JSONText),
     Column("properties", JSONText),
+    # The trace that it was submitted in (https://www.w3.org/TR/trace-context/#traceparent-header); null for none.
+    Column("traceparent", String(55)),
     # A loading batch whose lease lapsed is deleted: its producer is gone.
     Column("loading_until", Timestamp),
     Column("created_at", Timestamp, nullable=False, server_default=now()),
@@ -425,6 +427,10 @@ workers = Table(
     Column("queues", JSONText, nullable=False),
     Column("version", String(32), nullable=False),
     Column("draining", Boolean, nullable=False, server_default=false()),
+    # A person wants it to drain; the worker reads it with each heartbeat, and `draining` is what it does.
+    Column("drain_asked", Boolean, nullable=False, server_default=false()),
+    # Why it makes no progress, in its own words; null while it does.
+    Column("stuck", Text),
     Column("started_at", Timestamp, nullable=False, server_default=now()),
     Column("heartbeat_at", Timestamp, nullable=False, server_default=now()),
     # What it held, and its connections, at its last heartbeat.

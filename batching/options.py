@@ -273,6 +273,8 @@ class BatchSpec:
     tags: tuple[str, ...] = ()
     properties: Mapping[str, Any] = field(default_factory=dict)
     after: tuple[After, ...] = ()
+    traceparent: str | None = None
+    """The trace that it is submitted in."""
     sealed: bool = True
     """False: it is open, and takes more profiles until it is sealed."""
 

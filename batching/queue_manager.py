@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 from sqlalchemy import Connection
 
-from batching import preflight
+from batching import preflight, traces
 from batching.broker import Doorbell
 from batching.database import Database
 from batching.errors import BrokerUnavailableError, ConfigurationError, InvalidInputError
 from batching.execution_manager import BatchExecutionManager
+from batching.fleet import Workers
 from batching.intake import Limits
 from batching.live import publication
 from batching.moves.triage import Chosen
@@ -154,6 +156,11 @@ class QueueManager:
         return Queues(self.database, self.statistics, self.ring)
 
     @cached_property
+    def workers(self) -> Workers:
+        """The registered workers: drain them, and let them go on."""
+        return Workers(self.database, self.statistics)
+
+    @cached_property
     def limits(self) -> RateLimits:
         """Rate limits of keys, handlers and queues."""
         return RateLimits(self.database, self.ring)
@@ -192,13 +199,21 @@ class QueueManager:
         limits = Limits.from_settings(self.settings)
         if check:
             profiles = preflight.checked(self.database, spec, profiles, limits, self.settings.worker_lease)
+        if (spans := traces.producing()) is None:
+            return Batch(self, self._write(spec, profiles, limits, session))
+        with spans.submitting(spec) as (traceparent, submitted):
+            receipt = self._write(replace(spec, traceparent=traceparent), profiles, limits, session)
+            submitted(receipt.id, receipt.total)
+        return Batch(self, receipt)
+
+    def _write(
+        self, spec: BatchSpec, profiles: Iterable[Any], limits: Limits, session: Session | Connection | None
+    ) -> BatchReceipt:
         if session is None:
             announce = None if self._doorbell is None else self.ring
-            receipt = submit(self.state_manager, spec, profiles, limits, announce)
-        else:
-            connection = session if isinstance(session, Connection) else session.connection()
-            receipt = submit_within(self.state_manager, spec, profiles, limits, connection)
-        return Batch(self, receipt)
+            return submit(self.state_manager, spec, profiles, limits, announce)
+        connection = session if isinstance(session, Connection) else session.connection()
+        return submit_within(self.state_manager, spec, profiles, limits, connection)
 
     def preflight(self, handler: str, profiles: Iterable[Any], **asked: Unpack[Asked]) -> Preflight:
         """What would become of a submission, without writing any of it: a dry run. Reads all of `profiles`.

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from batching.database import Database
     from batching.figures import Figures, News
     from batching.interfaces import RunId, WorkerInfo
+    from batching.moves.leadership import Heard
 
 
 class WorkerRegistry:
@@ -30,11 +31,11 @@ class WorkerRegistry:
             with self._database.direct() as direct:
                 rehearsal.rehearse_claims(direct, worker_id)
 
-    def register(self, info: WorkerInfo) -> None:
-        """Announce a worker under its fresh id, and what its handlers take."""
+    def register(self, info: WorkerInfo, *, drain: bool = False) -> None:
+        """Announce a worker under its fresh id, and what its handlers take; with `drain`, one that was asked to."""
         schemas = advertised(info.handlers)
         with self._database.begin() as writing:
-            leadership.register(writing, info)
+            leadership.register(writing, info, drain=drain)
             if schemas:
                 advertising.advertise(writing, schemas)
 
@@ -43,31 +44,41 @@ class WorkerRegistry:
         worker_id: str,
         *,
         draining: bool = False,
+        stuck: str | None = None,
         counted: Figures | None = None,
         gauges: dict[str, Any] | None = None,
-    ) -> bool:
-        """Show a sign of life; False: this worker was declared dead and must register again under a new id.
+    ) -> Heard | None:
+        """Show a sign of life, and hear what is asked.
 
         Args:
             worker_id: Whose.
             draining: It takes nothing new.
+            stuck: Why it makes no progress; None while it does.
             counted: What it has counted, which is told on this occasion, by one statement more.
             gauges: What it holds now.
+
+        Returns:
+            What is asked of it; None: it was declared dead and must register again under a new id.
         """
         seen = None if gauges is None else {**gauges, "connections": self._database.connections()._asdict()}
         if counted is not None:
             counted.grown("database_connects", "worker", total=self._database.connects)
         news = None if counted is None else counted.news()
         with self._database.begin() as writing:
-            alive = leadership.beat(writing, worker_id, draining=draining, gauges=seen)
+            asked = leadership.beat(writing, worker_id, draining=draining, stuck=stuck, gauges=seen)
             heard = news is not None and figures.tell(writing, news)
         self._heard(counted, news, heard)
-        return alive
+        return asked
 
     @staticmethod
     def _heard(counted: Figures | None, news: News | None, heard: bool) -> None:
         if counted is not None and news is not None and heard:
             counted.told(news)
+
+    def ask_to_drain(self, worker_id: str, *, drain: bool) -> None:
+        """Ask a worker to drain, or to take work again."""
+        with self._database.begin() as writing:
+            leadership.ask_to_drain(writing, [worker_id], drain=drain)
 
     def running(self, worker_id: str) -> list[RunId]:
         """What SQL thinks this worker runs."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -67,6 +67,10 @@ class Settings(BaseSettings):
     """Messages of one lane in the broker at once; 0: measured, max(2 x pool slots, 0.35 seconds of the rate)."""
     manager: bool = True
     """Whether a worker also starts a manager (leader election, promotion, dispatch, sweep) as a subprocess."""
+    log_format: Literal["json", "console"] = "console"
+    """How workers and managers of this package's own write their logs: one JSON object a line, or for people."""
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] | None = None
+    """From which level on; None: what Celery's `--loglevel` says, and INFO for a manager."""
     health_address: str | None = None
     """`host:port` where a worker, or a manager of its own, answers `/livez` and `/readyz`; None: nowhere."""
     retention_days: float = Field(30.0, ge=0)
@@ -129,6 +133,16 @@ class Settings(BaseSettings):
         if value is not None and not re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]:|[^:\s]*:)?\d{1,5}", value):
             raise ValueError("must be host:port, such as 127.0.0.1:9464, [::1]:9464 or 0.0.0.0:9464, or a port alone")
         return value
+
+    @field_validator("log_format", mode="before")
+    @classmethod
+    def _lower(cls, value: Any) -> Any:
+        return value.lower() or "console" if isinstance(value, str) else value
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _upper(cls, value: Any) -> Any:
+        return value.upper() or None if isinstance(value, str) else value
 
     @field_validator("hardened")
     @classmethod

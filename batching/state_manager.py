@@ -73,6 +73,10 @@ class BatchStateManager:
         with self._writing(connection) as writing:
             return submission.create_batch(writing, spec)
 
+    def traceparent(self, batch_id: str) -> str | None:
+        with self.database.read() as reading:
+            return rows.read_traceparent(reading, batch_id)
+
     def find_key(self, queue: str, key: str) -> BatchReceipt | None:
         with self.database.read() as reading:
             return submission.find_key(reading, queue, key)

@@ -6,11 +6,10 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 
-import structlog
-
-from batching import faults
+from batching import faults, traces
 from batching.errors import BrokerUnavailableError
 from batching.figures import OTHER, Figures
+from batching.logs import Log
 from batching.moves import leadership, sweep
 from batching.moves.batch import wants_conclusion
 from batching.moves.sweep import LostEvidence
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     from batching.settings import Settings
     from batching.state_manager import BatchStateManager
 
-log = structlog.get_logger("batching.sweeper")
+log = Log("batching.sweeper")
 
 #: Seconds for which people are told that the broker is away: until some passes later nobody has said so again.
 _BROKER_NOTE = 4.0
@@ -140,6 +139,8 @@ class Sweeper:
             if taken is not None:
                 faults.reach("lost.taken")
                 log.warning("worker is dead", worker=worker_id, lost_runs=len(taken))
+                if (spans := traces.active()) is not None:
+                    spans.lost(taken, self._execution.trace_of)
                 lost += len(taken)
                 self._figures.count("sweep_repairs", "worker")
                 self._count_lost(taken, outlook)

@@ -421,7 +421,7 @@ def test_what_the_pool_counts_by_the_job_makes_runs_travel_alone(rig: Rig, place
 def runs(rig: Rig, cell: int, function: Callable[[Profile], Any], payloads: Sequence[Any]) -> list[Any]:
     handler = Handler(f"tests.{uuid.uuid4().hex}", function)
     bind(rig.app, [handler])
-    shared = Shared(handler.name, str(uuid.uuid4()), 1, 65_536, "rig@host")
+    shared = Shared(handler.name, str(uuid.uuid4()), 1, 65_536, "rig@host", "w1", None)
     owns = [tuple(Own(n, 1, f"k{n}", json.dumps(payload), 1)) for n, payload in enumerate(payloads)]
     return trace_runs(cell, tuple(shared), owns)
 

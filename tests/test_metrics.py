@@ -324,7 +324,7 @@ def test_adding_up_fetches_only_the_batches_that_were_told_of(much: Desk) -> Non
     for told in (batch_id, str(uuid.uuid4())):
         process.ran(HANDLER, told, 0.1)
         process.ended(HANDLER, told, {"succeeded": 2})
-    assert WorkerRegistry(much.database).beat(much.worker, counted=process) is False
+    assert WorkerRegistry(much.database).beat(much.worker, counted=process) is None
     with much.database.begin() as connection:
         assert moves.fold(connection) == 1
         walked, fetched = connection.execute(

@@ -35,7 +35,9 @@ def app() -> Iterator[Celery]:
 
 
 def an_assignment(handler: str, payload: Any, **changes: Any) -> Assignment:
-    given = Assignment(handler, str(uuid.uuid4()), 2, 65_536, "node@host", 7, 1, "k7", json.dumps(payload), 1)
+    given = Assignment(
+        handler, str(uuid.uuid4()), 2, 65_536, "node@host", "w1", None, 7, 1, "k7", json.dumps(payload), 1
+    )
     return given._replace(**changes)
 
 

@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 from celery import bootsteps
-from celery.signals import worker_before_create_process
+from celery.signals import worker_before_create_process, worker_process_shutdown
 from celery.worker import state as celery_state
 
+from batching import traces
 from batching.errors import BatchingError
 from workers import board, children
 from workers.drain import Drain
 from workers.heap import spare_what_is_loaded
 from workers.hubs import HubBridge, Turning, attentive, patient
+from workers.remote import ATTRIBUTE
 
 if TYPE_CHECKING:
     from workers.wiring import Assembly
@@ -40,12 +42,15 @@ class Lanes(bootsteps.StartStopStep):
     def __init__(self, controller: Any, **options: Any) -> None:
         super().__init__(controller, **options)
         board.open_board()
+        # Connected before the pool forks: what its children have traced leaves them at their end.
+        worker_process_shutdown.connect(_export, weak=False, dispatch_uid="batching-traces")
         from workers.wiring import assemble  # noqa: PLC0415 - it makes this step, and this step makes it do its work
 
         try:
             self._assembly: Assembly = assemble(controller)
         except BatchingError as error:
             raise _for_people(error) from error
+        setattr(controller, ATTRIBUTE, self._assembly)
         self._stopped = self._through = self._hurried = False
         self._closed_at: float | None = None
         self._drained = threading.Event()
@@ -68,6 +73,7 @@ class Lanes(bootsteps.StartStopStep):
             "Serving handlers %s as worker %s", ", ".join(sorted(assembly.handlers)), assembly.consumer.worker_id
         )
         self._wait_patiently(controller)
+        traces.boot(forks=not assembly.threaded)  # after the pool: a thread is not there yet when it forks
         if assembly.threaded:
             assembly.loop.call_soon(assembly.consumer.start)
             self._thread = threading.Thread(target=assembly.loop.run_forever, name="lanes", daemon=True)
@@ -254,6 +260,10 @@ def _terminates() -> bool:
     """Whether the worker shall stop at once."""
     asked: Any = celery_state.should_terminate  # its stub knows None only; an exit code may be 0
     return asked is not None and asked is not False
+
+
+def _export(**_: Any) -> None:
+    traces.shutdown()
 
 
 def _for_people(error: BatchingError) -> Exception:

@@ -17,6 +17,7 @@ from weakref import ref
 from billiard.einfo import ExceptionInfo, ExceptionWithTraceback  # type: ignore[attr-defined]
 from celery.exceptions import TaskRevokedError
 
+from batching.logs import about
 from workers import board
 from workers.requests import RunRequest, Sink, tell_ended, tell_started
 from workers.tracing import trace_runs
@@ -171,7 +172,8 @@ class Bundle:
     def on_timeout(self, soft: bool, timeout: float) -> None:
         """A time limit passed."""
         # Bundles with a limit have one run. The pool reports a hard one to `on_failure` too, before this.
-        self.requests[0].on_timeout(soft, timeout)
+        with about(self.requests[0]):
+            self.requests[0].on_timeout(soft, timeout)
 
     def halt(self) -> None:
         """Let the child begin no more than what it has begun; the others come back, by `relieve` or at the end."""

@@ -31,7 +31,7 @@ def _broker() -> tuple[str | None, dict[str, Any] | None]:
         return None, None
 
 
-app = Celery("workers")
+app = Celery("workers", log="workers.structured:StructuredLogging")
 _url, _tls = _broker()
 app.conf.update(
     # The same server carries the lanes and Celery's remote control. Not set: `--help` works, a worker says why not.

@@ -27,12 +27,15 @@ from workers.offers import Offer, Reader
 from workers.popper import Popper
 from workers.publisher import lane_key
 from workers.requests import tell_received
+from workers.resting import Rest
 from workers.settling import Outcomes
+from workers.vitals import stuck
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
 
     from batching.interfaces import Claimed, IBatchExecutionManager, RunId, WorkerInfo
+    from batching.moves.leadership import Heard
     from batching.settings import Settings
     from workers.loops import Loop
     from workers.publisher import RedisPublisher
@@ -58,15 +61,17 @@ class Registry(Protocol):
     """The worker's own row in SQL; `batching.registry.WorkerRegistry`."""
 
     def rehearse(self, worker_id: str) -> None: ...
-    def register(self, info: WorkerInfo) -> None: ...
+    def register(self, info: WorkerInfo, *, drain: bool = False) -> None: ...
     def beat(
         self,
         worker_id: str,
         *,
         draining: bool = False,
+        stuck: str | None = None,
         counted: Figures | None = None,
         gauges: dict[str, Any] | None = None,
-    ) -> bool: ...
+    ) -> Heard | None: ...
+    def ask_to_drain(self, worker_id: str, *, drain: bool) -> None: ...
     def running(self, worker_id: str) -> list[RunId]: ...
     def give_back(self, worker_id: str, runs: Sequence[RunId]) -> int: ...
     def stands(self, run: RunId) -> bool: ...
@@ -152,6 +157,10 @@ class LaneConsumer:
         self.bundles: set[Bundle] = set()
         """In the pool's hands."""
         self.draining = False
+        """It takes nothing new: it leaves, or rests."""
+        self.leaving = False
+        """The process stops."""
+        self.rest = Rest(self)
         self.on_quiet: Callable[[], None] | None = None
         """Called after each turn while draining."""
         self.duplicates = self.refused = 0
@@ -159,7 +168,8 @@ class LaneConsumer:
         """When something was claimed, ended or settled last, by the monotonic clock."""
         self._alone: Offer | None = None
         self._alone_run: RunId | None = None
-        self._queues: tuple[str, ...] = ()
+        self.queues: tuple[str, ...] = ()
+        """Those whose lanes it asks for."""
         self._keys: list[str] = []
         self._pending_since = 0.0
         self._dry = False
@@ -323,7 +333,8 @@ class LaneConsumer:
 
     # --- popping
 
-    def _credit(self) -> int:
+    def credit(self) -> int:
+        """Messages to ask for now."""
         if self._alone is not None or self._alone_run is not None or not self.gate.open or not self.registered:
             return 0
         if len(self.outcomes) >= 2 * self.settings.flush_size:
@@ -334,7 +345,7 @@ class LaneConsumer:
         return min(credit, self.settings.flush_size) if credit >= max(1, target // 3) else 0
 
     def _pop(self) -> None:
-        credit = self._credit()
+        credit = self.credit()
         if credit > 0:
             self.popper.ask(self._keys, credit)
             if len(self.active) > self.executor.slots():
@@ -365,6 +376,24 @@ class LaneConsumer:
                 self.loop.call_later(self.settings.flush_interval, self.pump)
             self.pending[offer.run] = offer
         return True
+
+    def give_back_waiting(self) -> None:
+        """Give back what was claimed and has not begun."""
+        for request in list(self.active.values()):
+            self.recall(request)
+        self.ready.clear()
+
+    def ask_to_rest(self, *, rest: bool) -> None:
+        """Ask this very worker to drain, or to take work again, as anybody else would: in SQL; from any thread."""
+        self.loop.call_soon(self._ask_to_rest, rest)
+
+    def _ask_to_rest(self, rest: bool) -> None:
+        def ask() -> bool:
+            self.registry.ask_to_drain(self.worker_id, drain=rest)
+            return True
+
+        if self.gate.open and self.registered and self.gate.run(ask):
+            self.heartbeat()
 
     def return_pending(self) -> None:
         """Put what was popped and not claimed back into its lanes."""
@@ -403,7 +432,7 @@ class LaneConsumer:
             return
         idle = len(self.active) < self.executor.slots()
         waited = monotonic() >= self._pending_since + self.settings.flush_interval
-        if idle or waited or self._credit() == 0:
+        if idle or waited or self.credit() == 0:
             offers = self._appetite.affordable(self.pending.values())[: self.settings.flush_size]
             if not offers or self._claim(offers):
                 # Popped for quicker ones than these are: others may have room for them.
@@ -540,8 +569,10 @@ class LaneConsumer:
             self.registry.rehearse(self.info.id)
             self.registry.register(self.info)
             self.registered = True
-        elif not self._show_life():
+        elif (heard := self._show_life()) is None:
             self._be_reborn()
+        else:
+            self.rest.heard(asked=heard.drain)
         if not self.draining:
             self._serve(self.registry.queues() if EVERY_QUEUE in self.settings.queues else self.settings.queues)
         if self._alone is not None and not self.registry.stands(self._alone.run):
@@ -553,10 +584,16 @@ class LaneConsumer:
         self._beaten = monotonic()
         return True
 
-    def _show_life(self) -> bool:
-        """Beat, and tell on this occasion what was counted and what is held."""
+    def _show_life(self) -> Heard | None:
+        """Beat, and tell on this occasion what was counted and what is held; what is asked of this worker."""
         gauges = {"pending": len(self.pending), "active": len(self.active), "outcomes": len(self.outcomes)}
-        return self.registry.beat(self.worker_id, draining=self.draining, counted=self.figures, gauges=gauges)
+        return self.registry.beat(
+            self.worker_id,
+            draining=self.draining,
+            stuck=stuck(self, monotonic()),
+            counted=self.figures,
+            gauges=gauges,
+        )
 
     def _give_back_strays(self) -> None:
         strays = [run for run in self.registry.running(self.worker_id) if run not in self.held]
@@ -567,25 +604,27 @@ class LaneConsumer:
                 "Gave back %d runs that SQL counted as running here and this worker does not know, such as %s",
                 returned,
                 strays[0].task_id,
+                extra={"batch": strays[0].batch_id, "run": strays[0].run, "worker": self.worker_id},
             )
             for run in strays:
                 self.pending.pop(run, None)
 
     def _be_reborn(self) -> None:
         """This worker was declared dead: what it held is pending again, so what has not begun must not begin."""
-        logger.warning("Worker %s was declared dead; going on under a new identity", self.worker_id)
+        fields = {"worker": self.worker_id}
+        logger.warning("Worker %s was declared dead; going on under a new identity", self.worker_id, extra=fields)
         # First, and without SQL in between: each that begins meanwhile is a run that others may have too.
         for request in list(self.active.values()):
             self.recall(request)
         self.info = self._fresh_identity()
-        self.registry.register(self.info)
+        self.registry.register(self.info, drain=self.rest.asked)
 
     def _fresh_identity(self) -> WorkerInfo:
         executor = self.executor
         return announce(executor.hostname, executor.pool, executor.slots(), self._ports.handlers, self.settings.queues)
 
     def _serve(self, queues: Sequence[str]) -> None:
-        if tuple(queues) != self._queues:
-            self._queues = tuple(queues)
+        if tuple(queues) != self.queues:
+            self.queues = tuple(queues)
             lanes = [Lane(queue, handler) for queue in queues for handler in sorted(self._ports.handlers)]
             self._keys = [lane_key(self.settings.key_prefix, lane) for lane in lanes]

@@ -12,10 +12,9 @@ import threading
 import time
 from typing import TYPE_CHECKING, Final
 
-import structlog
-
 from batching.callbacks import signature_headers
 from batching.errors import BatchingError, ConfigurationError, DatabaseUnavailableError
+from batching.logs import Log
 from batching.policies import callback_delay
 from workers.messenger import Messenger
 from workers.webhooks import DeliveryError, Rules, send
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     from batching.settings import Settings
     from batching.state_manager import BatchStateManager
 
-log = structlog.get_logger("batching.courier")
+log = Log("batching.courier")
 
 #: Seconds between two looks for what is due; one statement on an index that is empty when nobody asked to be told.
 _LOOK: Final = 0.5

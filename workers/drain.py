@@ -50,11 +50,11 @@ class Drain:
         # First: whatever fails below, there is an end.
         consumer.loop.call_later(self._timeout, self.hurry)
         consumer.loop.call_later(self._timeout + _LAST_WORDS + _LAST_WRITES, self._abandon)
-        consumer.draining = True
+        consumer.draining = consumer.leaving = True
         consumer.on_quiet = self._look
         consumer.put_back_raw(consumer.popper.close())
         consumer.return_pending()
-        self._give_back_waiting()
+        consumer.give_back_waiting()
         if consumer.active:
             logger.info("Draining: %d runs have %g s to finish", len(consumer.active), self._timeout)
         consumer.heartbeat()
@@ -64,12 +64,6 @@ class Drain:
         if not self._hurried:
             self._hurried = True
             self._time_is_up()
-
-    def _give_back_waiting(self) -> None:
-        consumer = self._consumer
-        for request in list(consumer.active.values()):
-            consumer.recall(request)
-        consumer.ready.clear()
 
     def _look(self) -> None:
         consumer = self._consumer

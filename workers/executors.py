@@ -91,7 +91,8 @@ class PoolExecutor:
         try:
             self._controller.process_task(bundle)
         except Exception:
-            logger.exception("The pool did not take run %s; it is given back", bundle.requests[0].id)
+            first = bundle.requests[0]
+            logger.exception("The pool did not take run %s; it is given back", first.id, extra=first.log_fields())
             bundle.give_back()
 
     def flush(self) -> None:

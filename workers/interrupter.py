@@ -52,7 +52,8 @@ class Interrupter:
             self._consumer.recall(request)
         elif run not in self._asked:
             self._asked[run] = monotonic()
-            logger.info("Interrupts run %s: its batch was cancelled, with what runs of it", request.id)
+            said = "Interrupts run %s: its batch was cancelled, with what runs of it"
+            logger.info(said, request.id, extra=request.log_fields())
             self._consumer.executor.interrupt(request, force=False)
         elif run not in self._killed and monotonic() - self._asked[run] > _PATIENCE:
             self._killed.add(run)

@@ -14,16 +14,16 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-import structlog
 import uuid_utils
 
-from batching import faults, migration
+from batching import faults, logs, migration, traces
 from batching.database import Database
 from batching.dispatcher import Dispatcher
 from batching.errors import BatchingError, BrokerUnavailableError, ConfigurationError, DatabaseUnavailableError
 from batching.execution_manager import BatchExecutionManager
 from batching.figures import TURN_DURATION, Figures
 from batching.live import News
+from batching.logs import Log
 from batching.measure import Measurer
 from batching.outlook import look
 from batching.probes import Probe
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from batching.outlook import Outlook
     from batching.settings import Settings
 
-log = structlog.get_logger("batching.manager")
+log = Log("batching.manager")
 
 #: Seconds between two passes of the sweep, and between two measurements of the rates.
 SWEEP_INTERVAL = 1.0
@@ -317,9 +317,10 @@ def main(*, tied: bool = False) -> int:
     Returns:
         The exit code.
     """
-    _keep_variables_out_of_logs()
     try:
         settings = get_settings()
+        logs.configure(settings.log_format, settings.log_level or "INFO")
+        traces.boot()
         manager = build(settings)
         probe = None if settings.health_address is None else _probe(settings.health_address, manager)
     except BatchingError as error:
@@ -345,12 +346,6 @@ def _probe(address: str, manager: Manager) -> Probe:
     probe = Probe(address, pages)
     probe.start()
     return probe
-
-
-def _keep_variables_out_of_logs() -> None:
-    """Where rich is installed, structlog shows the variables of all frames of a traceback: URLs, secrets, documents."""
-    plain = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
-    structlog.configure(processors=[*structlog.get_config()["processors"][:-1], plain])
 
 
 def _end_with_parent(manager: Manager) -> None:

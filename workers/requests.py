@@ -28,10 +28,13 @@ from celery.worker.state import (
 )
 from celery.worker.state import revoked as revoked_ids
 
+from batching import traces
 from batching.interfaces import Ending, Outcome
+from batching.logs import about
 from workers import events
 from workers.failures import describe, storable, told, type_name
 from workers.publisher import labels
+from workers.structured import run_fields
 from workers.tracing import Answer, Assignment, Own, Shared, outcome_of, request_context
 
 if TYPE_CHECKING:
@@ -122,13 +125,21 @@ class RunRequest(Request):
     def shared(self) -> Shared:
         """What the pool gets once for all runs of a bundle."""
         run, terms = self.claimed.run, self.claimed.terms
-        return Shared(terms.lane.handler, run.batch_id, terms.pass_number, self._result_limit, self._hostname)
+        parent = None if (spans := traces.active()) is None else spans.known(run.batch_id)
+        trace = None if parent is None else (terms.lane.queue, parent)
+        return Shared(
+            terms.lane.handler, run.batch_id, terms.pass_number, self._result_limit, self._hostname, self.holder, trace
+        )
 
     @property
     def own(self) -> Own:
         """What the pool gets of this run alone."""
         claimed = self.claimed
         return Own(claimed.run.number, claimed.run.run, claimed.key, claimed.payload, claimed.attempt)
+
+    def log_fields(self) -> dict[str, Any]:
+        """What lines about it carry."""
+        return run_fields(self.claimed, self.holder)
 
     @cached_property
     def _request_dict(self) -> dict[str, Any]:
@@ -165,7 +176,7 @@ class RunRequest(Request):
         """Tell the log, signals and `inspect reserved`, as Celery's own strategy does. Its event comes in a group."""
         if logger.isEnabledFor(logging.INFO):
             context = {"id": self.id, "name": self.name, "args": "()", "kwargs": self._kwargsrepr, "eta": None}
-            logger.info(celery_trace.LOG_RECEIVED, context, extra={"data": context})
+            logger.info(celery_trace.LOG_RECEIVED, context, extra={"data": context} | self.log_fields())
         signals.task_received.send(sender=consumer, request=self)
         task_reserved(self)
 
@@ -202,7 +213,11 @@ class RunRequest(Request):
 
     def revoked(self) -> bool:
         """Whether a person revoked it before it began; ends it then."""
-        if (self.id not in revoked_ids and not revoked_stamps) or not super().revoked():
+        if self.id not in revoked_ids and not revoked_stamps:
+            return False
+        with about(self):
+            revoked = super().revoked()
+        if not revoked:
             return False
         self.finish(Outcome(Ending.REVOKED))
         return True
@@ -210,7 +225,8 @@ class RunRequest(Request):
     def terminate(self, pool: Any, signal: Any = None) -> None:
         """End it by a person's wish; only a child process can be ended."""
         if not pool.uses_semaphore:
-            _log.warning("cannot terminate %s[%s]: only the prefork pool can; it runs to its end", self.name, self.id)
+            why = "only the prefork pool can; it runs to its end"
+            _log.warning("cannot terminate %s[%s]: %s", self.name, self.id, why, extra=self.log_fields())
             return
         self._killed = True
         if self.bundle is None or not self.started or self.bundle.running is self:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from batching.errors import DatabaseUnavailableError
 from batching.interfaces import Ending, Outcome
 from workers.failures import told
+from workers.structured import run_fields
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,6 +44,10 @@ class Outcomes:
 
     def __len__(self) -> int:
         return len(self._waiting)
+
+    def requests(self) -> list[RunRequest]:
+        """Those that wait here; for people."""
+        return [request for request, _ in self._waiting]
 
     def add(self, request: RunRequest, outcome: Outcome) -> None:
         """Keep an outcome until it is settled."""
@@ -101,7 +106,8 @@ class Outcomes:
             except DatabaseUnavailableError:
                 raise
             except Exception:
-                logger.exception("Could not settle run %s as %s", claimed.run.task_id, attempt.ending)
+                fields = run_fields(claimed, holder)
+                logger.exception("Could not settle run %s as %s", claimed.run.task_id, attempt.ending, extra=fields)
             else:
                 return
         # Not held any more, so the next heartbeat gives it back.
@@ -116,4 +122,5 @@ class Outcomes:
                 len(late),
                 self.late,
                 late[0].task_id,
+                extra={"batch": late[0].batch_id, "run": late[0].run},
             )

@@ -7,6 +7,7 @@ events. Ours hands the tracer an object whose repr is a size; the value itself l
 from __future__ import annotations
 
 import json
+import sys
 from contextvars import ContextVar
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -16,6 +17,7 @@ from celery import current_app
 from celery.app.trace import build_tracer
 from celery.exceptions import Retry
 
+from batching import logs, traces
 from batching.errors import (
     BatchingError,
     FailBatch,
@@ -25,13 +27,14 @@ from batching.errors import (
     SkipProfile,
 )
 from batching.handlers import Profile
-from batching.interfaces import Ending, ErrorInfo, Outcome
+from batching.interfaces import Ending, ErrorInfo, Outcome, RunId
 from workers import board
 from workers.failures import describe, told, type_name
 from workers.publisher import labels
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
+    from contextvars import Token
     from types import TracebackType
 
 
@@ -43,6 +46,10 @@ class Shared(NamedTuple):
     pass_number: int
     result_limit: int
     hostname: str
+    worker: str
+    """The id under which they were claimed."""
+    trace: tuple[str, str] | None
+    """The queue, and the trace that the batch was submitted in, empty for none; None: they are not traced."""
 
 
 class Own(NamedTuple):
@@ -63,6 +70,8 @@ class Assignment(NamedTuple):
     pass_number: int
     result_limit: int
     hostname: str
+    worker: str
+    trace: tuple[str, str] | None
     number: int
     run: int
     key: str
@@ -73,6 +82,18 @@ class Assignment(NamedTuple):
     def task_id(self) -> str:
         """The Celery task id of the run."""
         return f"{self.batch_id}.{self.number}.{self.run}"
+
+    def log_fields(self) -> dict[str, Any]:
+        """What lines about it carry, Celery's and the handler's own."""
+        return {
+            "batch": self.batch_id,
+            "profile": self.key,
+            "run": self.run,
+            "attempt": self.attempt,
+            "pass": self.pass_number,
+            "handler": self.handler,
+            "worker": self.worker,
+        }
 
 
 #: Ending, result, error, delay, seconds that it ran.
@@ -265,9 +286,11 @@ def trace_run(assignment: Assignment) -> Answer:
     """
     call = _Call(assignment)
     token = _call.set(call)
+    subject = logs.set_about(assignment)
+    bound = _bind_for_structlog(assignment)
     started = monotonic()
     try:
-        trouble = _traced(assignment)
+        trouble = _traced(assignment) if assignment.trace is None else _observed(call, assignment.trace)
     except BaseException as error:
         if terminate_handler_fired():
             raise
@@ -275,16 +298,49 @@ def trace_run(assignment: Assignment) -> Answer:
         trouble = describe(error, error.__traceback__)
     finally:
         _call.reset(token)
+        logs.reset_about(subject)
+        if bound:
+            sys.modules["structlog"].contextvars.reset_contextvars(**bound)
     outcome = call.outcome or Outcome(Ending.FAILED, error=trouble or told("NoOutcome", "Celery did not run the task"))
     info = outcome.error
     error_fields = None if info is None else (info.type, info.message, info.fingerprint, info.traceback)
     return outcome.ending.value, outcome.result, error_fields, outcome.delay, monotonic() - started
 
 
+def _bind_for_structlog(assignment: Assignment) -> Mapping[str, Token[Any]]:
+    """Let a handler's own structlog know the run, where an application has set it up for itself.
+
+    Ours asks for the fields when a line is written. Binding costs some microseconds, so it is for those alone that
+    would not know them otherwise.
+    """
+    structlog: Any = sys.modules.get("structlog")
+    if structlog is None or logs.add_run_fields in structlog.get_config()["processors"]:
+        return {}
+    tokens: Mapping[str, Token[Any]] = structlog.contextvars.bind_contextvars(**assignment.log_fields())
+    return tokens
+
+
 def outcome_of(answer: Answer) -> Outcome:
     """The outcome that an answer carries."""
     ending, result, error, delay, _ = answer
     return Outcome(Ending(ending), result, None if error is None else ErrorInfo(*error), delay)
+
+
+def _observed(call: _Call, trace: tuple[str, str]) -> ErrorInfo | None:
+    """As `_traced`, inside a span of OpenTelemetry."""
+    given = call.assignment
+    run = RunId(given.batch_id, given.number, given.run)
+    attributes = {
+        "batching.attempt": given.attempt, "batching.pass": given.pass_number, "batching.worker.id": given.worker,
+        "messaging.client.id": given.hostname,
+    }  # fmt: skip
+    place = (trace[0], given.handler, trace[1])
+    with traces.boot_child().processing(run, given.key, place, attributes) as tell:
+        trouble = _traced(given)
+        if tell is not None and (outcome := call.outcome) is not None:
+            failed = outcome.error is not None and outcome.ending is not Ending.SKIPPED
+            tell(outcome.ending.value, outcome.error.type if failed and outcome.error else None)
+        return trouble
 
 
 def _traced(assignment: Assignment) -> ErrorInfo | None:

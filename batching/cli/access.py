@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from batching import traces
 from batching.database import Database
 from batching.errors import ConfigurationError
 from batching.statistics import Statistics
@@ -70,6 +71,7 @@ class Access:
         """The verbs."""
         from batching.queue_manager import QueueManager  # noqa: PLC0415 - reading verbs do not need it
 
+        traces.boot()
         return QueueManager(self.database, self.settings.broker_url, self.settings)
 
     def close(self) -> None:

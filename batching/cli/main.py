@@ -23,6 +23,7 @@ VERBS: Final = {
     "db": "batching.cli.checking:db",
     "demo": "batching.cli.demo:demo",
     "doctor": "batching.cli.checking:doctor",
+    "drain": "batching.cli.fleet:drain",
     "execute": "batching.cli.steering:execute",
     "failures": "batching.cli.triaging:failures",
     "health": "batching.cli.probing:health",
@@ -41,9 +42,11 @@ VERBS: Final = {
     "show": "batching.cli.reading:show",
     "skip": "batching.cli.triaging:skip",
     "submit": "batching.cli.submitting:submit",
+    "top": "batching.cli.top:top",
     "up": "batching.cli.one_shot:up",
     "watch": "batching.cli.watching:watch",
     "worker": "batching.cli.one_shot:worker",
+    "workers": "batching.cli.fleet:list_workers",
 }
 
 _WRONG_USE = (InvalidInputError, UnknownHandlerError, ConfigurationError)

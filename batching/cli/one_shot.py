@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from batching import handlers as marks
+from batching import traces
 from batching.cli.feeding import told
 from batching.cli.following import LOOK, StopSignals, check_target, follow, summary, write_lines
 from batching.cli.submitting import parse_options
@@ -168,6 +169,7 @@ class OneShot:
     def _queue_manager(self, services: LocalServices, database: Database) -> QueueManager:
         from batching.queue_manager import QueueManager  # noqa: PLC0415 - the other verbs here submit nothing
 
+        traces.boot()
         return QueueManager(database, services.broker_url, self._settings)
 
     def _submit(self, manager: QueueManager, source: Source, options: BatchOptions) -> Batch:
@@ -296,7 +298,9 @@ def worker(access: Access, /, modules: tuple[str, ...], celery_options: tuple[st
     from workers.interpreter import environment, python  # noqa: PLC0415 - producers never load a worker's parts
 
     _export_urls(access.settings)
-    command = python("workers", "worker", *celery_options)
+    # Celery's banner is no JSON.
+    quiet = ["--quiet"] if access.settings.log_format == "json" else []
+    command = python("workers", *quiet, "worker", *celery_options)
     sys.stdout.flush()
     os.execve(command[0], command, environment(BATCHING_HANDLERS=",".join(_modules(access.settings, modules))))  # noqa: S606 - our own interpreter; signals then reach the worker
 

@@ -9,16 +9,15 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any, Final
 
-import structlog
-
 from batching.database import Database
 from batching.errors import BatchingError, ConfigurationError
+from batching.logs import Log
 from batching.metrics.exposition import CONTENT_TYPE, Exporter
 
 if TYPE_CHECKING:
     from batching.settings import Settings
 
-log = structlog.get_logger("batching.metrics")
+log = Log("batching.metrics")
 
 #: Seconds until an address that is in use is tried again: the other manager of this machine may end.
 _AGAIN: Final = 5.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from sqlalchemy import delete, insert, literal, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
@@ -13,6 +13,7 @@ from batching.models import leases, queues, workers
 from batching.moves.rows import LEADER, leads
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from datetime import datetime
 
     from sqlalchemy import Connection
@@ -63,18 +64,41 @@ def resign(connection: Connection, term: LeaderTerm) -> None:
     )
 
 
-def register(connection: Connection, info: WorkerInfo) -> None:
-    """Announce a worker process under its fresh id."""
+def register(connection: Connection, info: WorkerInfo, *, drain: bool = False) -> None:
+    """Announce a worker process under its fresh id; with `drain`, one that was asked to drain under an earlier id."""
     values = info._asdict() | {"handlers": list(info.handlers), "queues": list(info.queues)}
-    connection.execute(insert(workers).values(values))
+    connection.execute(insert(workers).values(values | {"drain_asked": drain, "draining": drain}))
 
 
-def beat(connection: Connection, worker_id: str, *, draining: bool, gauges: dict[str, Any] | None = None) -> bool:
-    """A sign of life; False when the sweep has declared this worker dead and deleted its row."""
-    alive = connection.execute(
-        update(workers).where(workers.c.id == worker_id).values(heartbeat_at=now(), draining=draining, gauges=gauges)
+class Heard(NamedTuple):
+    """What a worker hears when it shows a sign of life."""
+
+    drain: bool
+    """A person wants it to take nothing new."""
+
+
+def beat(
+    connection: Connection,
+    worker_id: str,
+    *,
+    draining: bool,
+    stuck: str | None = None,
+    gauges: dict[str, Any] | None = None,
+) -> Heard | None:
+    """A sign of life; None when the sweep has declared this worker dead and deleted its row."""
+    asked = connection.scalar(
+        update(workers)
+        .where(workers.c.id == worker_id)
+        .values(heartbeat_at=now(), draining=draining, stuck=stuck, gauges=gauges)
+        .returning(workers.c.drain_asked)
     )
-    return alive.rowcount == 1
+    return None if asked is None else Heard(bool(asked))
+
+
+def ask_to_drain(connection: Connection, worker_ids: Sequence[str], *, drain: bool) -> int:
+    """Ask workers to drain, or to take work again; how many of them are registered."""
+    asked = update(workers).where(workers.c.id.in_(list(worker_ids))).values(drain_asked=drain)
+    return connection.execute(asked).rowcount
 
 
 def heartbeats(connection: Connection) -> dict[str, datetime]:

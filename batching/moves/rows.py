@@ -142,6 +142,12 @@ def _read_batches(dialect: str) -> Select[Any]:
     return select(*BATCH_COLUMNS).where(is_among(dialect, batches.c.id, "wanted"))
 
 
+def read_traceparent(connection: Connection, batch_id: str) -> str | None:
+    """The trace that a batch was submitted in; None for none."""
+    found: str | None = connection.scalar(select(batches.c.traceparent).where(batches.c.id == batch_id))
+    return found
+
+
 def interrupted(connection: Connection, batch_ids: Collection[str]) -> set[str]:
     """Those of these batches of which what runs is to be interrupted."""
     return set(connection.scalars(_interrupted(connection.dialect.name), {"wanted": batch_ids}))

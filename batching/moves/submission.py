@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import uuid_utils
-from sqlalchemy import Boolean, Double, bindparam, delete, func, insert, literal, select, update
+from sqlalchemy import Boolean, Double, String, bindparam, delete, func, insert, literal, select, update
 from sqlalchemy.exc import IntegrityError
 
 from batching.database import JSONText, Timestamp, is_unique_violation, later, never, now
@@ -91,6 +91,7 @@ def asked_values() -> dict[str, ColumnElement[Any]]:
         "awaiting": bindparam("awaiting", type_=Boolean()),
         "tags": bindparam("tags", type_=JSONText()),
         "properties": bindparam("properties", type_=JSONText()),
+        "traceparent": bindparam("traceparent", type_=String(55)),
     }
 
 
@@ -102,6 +103,7 @@ def asked_parameters(spec: BatchSpec) -> dict[str, Any]:
         "awaiting": bool(spec.after),
         "tags": list(dict.fromkeys(spec.tags)) or None,
         "properties": dict(spec.properties) or None,
+        "traceparent": spec.traceparent,
     }
 
 

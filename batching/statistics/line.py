@@ -190,6 +190,8 @@ def _as_worker(row: Any, lease: float, running: int) -> WorkerView:
         silent_seconds=silent,
         live=silent <= 2 * lease,
         running=running,
+        drain_asked=bool(row.drain_asked),
+        stuck=row.stuck,
     )
 
 

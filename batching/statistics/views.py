@@ -244,7 +244,7 @@ class WorkerView(_AsJSON):
     """`*` stands for every queue."""
     version: str
     draining: bool
-    """It was told to stop and takes nothing new."""
+    """It takes nothing new: it stops, or was asked to drain."""
     started_at: datetime
     heartbeat_at: datetime
     silent_seconds: float
@@ -253,6 +253,10 @@ class WorkerView(_AsJSON):
     """Not silent for longer than two leases."""
     running: int
     """Profiles that it runs."""
+    drain_asked: bool = False
+    """A person asked it to drain; `draining` follows with its next heartbeat."""
+    stuck: str | None = None
+    """Why it makes no progress, in its own words; None while it does."""
 
     def serves(self, queue: str, handler: str) -> bool:
         """Whether it takes new profiles of this lane."""

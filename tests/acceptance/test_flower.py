@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from batching.options import BatchOptions
 from tests.nodes import LocalProcess, worker_process
 from tests.support import eventually, free_port
 
@@ -33,7 +34,7 @@ class Flower:
         )
         stage.nodes.append(self.node)
         self.node.start()
-        eventually(self._answers, 30)
+        eventually(self.answers, 30)
 
     def get(self, path: str) -> str:
         """The text of a page."""
@@ -45,7 +46,8 @@ class Flower:
         found: dict[str, Any] = json.loads(self.get(f"/api/tasks?search={urllib.parse.quote(search)}"))
         return found
 
-    def _answers(self) -> None:
+    def answers(self) -> None:
+        """Assert that it serves."""
         try:
             assert self.get("/healthcheck") == "OK"
         except urllib.error.URLError as error:
@@ -75,6 +77,20 @@ def test_flower_lists_profiles_and_shows_no_payload(stage: Stage, flower: Flower
     one = flower.tasks("kwargs:profile=key-one")
     assert list(one) == [f"{batch.id}.1.1"]
     assert len(flower.tasks(f"kwargs:batch={other.id}")) == 2
+    # Conditions add up, and both sides of `=` are compared whole
+    found = {
+        search: {task_id.rpartition(".")[0].rpartition(".")[2] for task_id in flower.tasks(search)}
+        for search in (
+            f"kwargs:batch={batch.id} kwargs:profile=key-two",
+            f"kwargs:batch={batch.id} state:SUCCESS",
+            f"kwargs:batch={batch.id} kwargs:attempt=1",
+            f"kwargs:batch={batch.id} kwargs:pass=2",
+            f"kwargs:batch={batch.id} state:FAILURE",
+            f"kwargs:batch={batch.id[:13]}",
+            f"{batch.id} name:acceptance.work",
+        )
+    }
+    assert list(found.values()) == [{"2"}, {"1", "2"}, {"1", "2"}, set(), set(), set(), {"1", "2"}], found
     # And no page of theirs has any of it
     worker = next(iter(json.loads(flower.get("/api/workers"))))
     pages = ["/", "/tasks", "/broker", "/metrics", f"/worker/{worker}", "/api/tasks", "/api/workers?refresh=1"]
@@ -85,3 +101,26 @@ def test_flower_lists_profiles_and_shows_no_payload(stage: Stage, flower: Flower
     assert not [page for page, text in shown.items() if CANARY in text]
     assert CANARY not in stage.report()
     stage.judge(batch, other)
+    # A restart forgets; SQL does not
+    flower.node.restart()
+    eventually(flower.answers, 30)
+    assert flower.tasks() == {}
+    assert batch.progress().succeeded == 2
+
+
+def test_flower_keeps_a_failed_attempt_beside_the_one_that_followed(stage: Stage, flower: Flower) -> None:
+    eventually(lambda: len(json.loads(flower.get("/api/workers"))) == 1, 20)
+    twice = BatchOptions(max_attempts=2, max_passes=1, retry_backoff=0)
+    batch = stage.submit("odd", {"key one": ["raise", "return"]}, twice)
+    stage.finished(batch)
+    states = {
+        f"kwargs:batch={batch.id} kwargs:attempt=1": "FAILURE",
+        f"kwargs:batch={batch.id} kwargs:attempt=2": "SUCCESS",
+    }
+
+    def told() -> None:
+        found = {search: [task["state"] for task in flower.tasks(search).values()] for search in states}
+        assert found == {search: [state] for search, state in states.items()}
+
+    eventually(told, 20)
+    assert len(flower.tasks('"kwargs:profile=key one"')) == 2

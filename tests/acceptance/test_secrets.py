@@ -90,7 +90,7 @@ def test_canaries_are_shown_nowhere(secret: SecretStage, postgres_server: Postgr
     traffic.start()
     assert traffic.watching.wait(10)
     # Given a worker that tells all it can, and batches that end in every way
-    stage.worker("--pool=prefork", "--concurrency=2", "-E", "--loglevel=DEBUG")
+    stage.worker("--pool=prefork", "--concurrency=2", "-E", "--loglevel=DEBUG", BATCHING_LOG_FORMAT="json")
     keys = ["plain", "unfit", "huge", "retry"]
     ends = [
         stage.queue.submit(f"leaky.{handler}", [(key, PAYLOAD) for key in keys], options=replace(ONCE, max_attempts=2))
@@ -104,10 +104,11 @@ def test_canaries_are_shown_nowhere(secret: SecretStage, postgres_server: Postgr
         said[f"show {batch.id}"] = output(stage, "viewer", "show", batch.id)
         said[f"failures {batch.id}"] = output(stage, "viewer", "failures", batch.id, "--json")
     said["show --profile"] = output(stage, "viewer", "show", ends[-1].id, "--profile", "unfit", "--json")
-    for words in (["list", "--json"], ["doctor"], ["health"], ["--debug", "show", "unknown"]):
+    looks = (["workers"], ["top", "--once"], ["top", "--json"], ["health", "--live"])
+    for words in (["list", "--json"], ["doctor"], ["health"], ["--debug", "show", "unknown"], *looks):
         said[" ".join(words)] = output(stage, "viewer", *words)
     said["no role, debug"] = output(stage, "viewer", "--debug", "cancel", ends[0].id)
-    for asked in ("active", "stats", "conf", "report"):
+    for asked in ("active", "stats", "conf", "report", "batching_window", "batching_worker"):
         said[f"inspect {asked}"] = output(stage, "flower", "-A", "workers", "inspect", asked, module="celery")
     results = [output(stage, "viewer", "results", batch.id) for batch in ends]
     stored = {canary: where_stored(stage, canary) for canary in (PAYLOAD, SQL_PASSWORD, REDIS_PASSWORD)}
@@ -139,6 +140,9 @@ def test_canaries_are_shown_nowhere(secret: SecretStage, postgres_server: Postgr
         assert ends[0].id in said[where], where
     assert "task-succeeded" in said["traffic"]
     assert "broker_url" in said["inspect conf"], said["inspect conf"]
+    assert "credit" in said["inspect batching_window"], said["inspect batching_window"]
+    assert ends[0].id in said["top --json"]
+    assert f'"batch": "{ends[0].id}"' in logs(stage, "worker"), "in JSON, its log says of each run which it was"
 
 
 @contextlib.contextmanager

@@ -152,7 +152,7 @@ MUTATIONS = [
             ),
             Edit(
                 "batching/execution_manager.py",
-                '        faults.reach("dispatch.committed")\n        self.republish(dispatches)\n',
+                '        faults.reach("dispatch.committed")\n        self._publish(dispatches)\n',
             ),
         ),
         ("tests/test_execution_manager.py",),
