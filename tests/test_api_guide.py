@@ -82,6 +82,9 @@ def batch_for(desk: Desk, verb: str) -> str:
         case "ended":
             return desk.finish(BatchState.CANCELLED, 3)
         case "failed":
+            manager = QueueManager(desk.database)
+            for view in manager.statistics.batches(states=[BatchState.QUEUED, BatchState.RUNNING]):
+                manager.cancel(view.id)  # so that it is its turn
             return desk.finish(BatchState.FAILED, 3)
         case _:
             return desk.submit(3)
@@ -111,8 +114,7 @@ def test_the_documents_of_the_guide_have_the_fields_that_are_sent(client: TestCl
     headers = {"Authorization": f"Bearer {OPERATOR}"}
     sent = client.post(f"{API}/batches", json={"handler": HANDLER, "profiles": ["a"]}, headers=headers).json()
     assert list(sent) == list(receipt)
-    client.post(f"{API}/batches/{sent['id']}/pause", headers=headers)
-    refused = client.post(f"{API}/batches/{sent['id']}/pause", headers=headers).json()
+    refused = client.post(f"{API}/batches/{sent['id']}/resume", headers=headers).json()
     assert list(refused) == list(problem)
     assert refused["type"] == problem["type"]
 

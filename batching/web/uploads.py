@@ -71,11 +71,11 @@ class Upload:
         """The next chunk of the body; perhaps empty."""
         patient = time.monotonic() + PATIENCE
         while True:
+            if self._stopping():
+                raise Problem(503, "stopping", "the dashboard stops; nothing of this batch was kept, send it again")
             with anyio.move_on_after(_LOOK):
                 message = await self._receive()
                 break
-            if self._stopping():
-                raise Problem(503, "stopping", "the dashboard stops; nothing of this batch was kept, send it again")
             if time.monotonic() > patient:
                 raise Problem(408, "too-slow", f"nothing of the body came for {PATIENCE:g} s; send it again, quicker")
         if message["type"] == "http.disconnect":
