@@ -123,7 +123,7 @@ class Shown(Batch):  # type: ignore[valid-type, misc]  # made at run time, of th
 class Remedied(Batch):  # type: ignore[valid-type, misc]  # as above
     """A batch after a remedy."""
 
-    profiles: int = Field(description="How many profiles were retried, skipped or cancelled.")
+    profiles: int = Field(0, description="How many profiles were meant; left out when the whole batch was.")
 
 
 class Differences(BaseModel):
