@@ -70,7 +70,8 @@ def profile_handler(function: Any = None, /, *, name: str | None = None, payload
     """Mark a function as the handler of profiles.
 
     Args:
-        function: Takes a `Profile`, returns the profile's result (anything that JSON can express).
+        function: Takes a `Profile`, returns the profile's result (anything that JSON can express). May be `async def`,
+            save in the gevent pool: each thread or pool process that runs profiles has an event loop.
         name: What producers submit to; by default `<module>.<function>`.
         payload: The type of its payloads, anything that pydantic knows; by default what its hint `Profile[…]` names.
             Workers parse payloads as it and advertise its JSON schema, which a preflight checks against.

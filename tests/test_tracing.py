@@ -15,7 +15,7 @@ from batching.errors import BatchingError, ConfigurationError
 from batching.handlers import Handler, Profile
 from batching.interfaces import Ending, Outcome
 from workers.failures import MESSAGE_LIMIT, TRACEBACK_LIMIT, fingerprint, storable
-from workers.tasks import bind, check_limits
+from workers.tasks import bind, check_pool
 from workers.tracing import Assignment, outcome_of, trace_run
 
 if TYPE_CHECKING:
@@ -235,9 +235,9 @@ def test_options_that_would_act_behind_the_queues_back_are_refused(app: Celery, 
 @pytest.mark.parametrize("option", ["time_limit", "soft_time_limit"])
 def test_time_limits_need_prefork(pool: str, option: str) -> None:
     limited = [Handler("tests.limited", lambda profile: None, {option: 5})]
-    check_limits(limited, "prefork")
+    check_pool(limited, "prefork")
     with pytest.raises(ConfigurationError, match=rf"tests.limited in the {pool} pool"):
-        check_limits(limited, pool)
+        check_pool(limited, pool)
 
 
 def test_texts_are_storable() -> None:

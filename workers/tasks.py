@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from batching.errors import ConfigurationError
 from batching.schemas import parsing
+from workers.awaiting import awaited, is_awaited
 from workers.tracing import perform
 
 if TYPE_CHECKING:
@@ -41,13 +42,18 @@ def bind(app: Celery, handlers: Iterable[Handler]) -> dict[str, Any]:
     return {handler.name: _bound(app, handler) for handler in handlers}
 
 
-def check_limits(handlers: Iterable[Handler], pool: str) -> None:
-    """Time limits need a child process that can be killed.
+def check_pool(handlers: Iterable[Handler], pool: str) -> None:
+    """Time limits need a child process that can be killed; coroutine functions a thread for their event loop.
 
     Raises:
-        ConfigurationError: A handler has one and the pool does not fork; names both.
+        ConfigurationError: A handler has what the pool cannot give; names both.
     """
     for handler in handlers:
+        if pool == "gevent" and is_awaited(handler.function):
+            raise ConfigurationError(
+                f"cannot serve handler {handler.name} in the gevent pool: it is a coroutine function, and greenlets "
+                "share one thread, which can run one event loop; start the worker with another pool, or drop the async"
+            )
         for option in ("time_limit", "soft_time_limit"):
             if pool != "prefork" and handler.options.get(option) is not None:
                 raise ConfigurationError(
@@ -85,8 +91,13 @@ def _bound(app: Celery, handler: Handler) -> Any:
 
 
 def _parsed(handler: Handler) -> Callable[[Profile], Any]:
-    """The handler's function, with payloads of the type that it names; itself, when it names none."""
+    """The handler's function, with payloads of the type that it names; itself, when it names none.
+
+    One that makes a coroutine is run to its end.
+    """
     function, parse = handler.function, parsing(handler)
+    if is_awaited(function):
+        function = awaited(function)
     if parse is None:
         return function
     # Read now, in the main process: children find it ready.

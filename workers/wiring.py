@@ -26,7 +26,7 @@ from workers.identity import pool_kind
 from workers.loops import Loop
 from workers.messenger import where_is
 from workers.publisher import RedisPublisher
-from workers.tasks import bind, check_limits
+from workers.tasks import bind, check_pool
 from workers.vitals import Notes
 
 if TYPE_CHECKING:
@@ -186,7 +186,7 @@ def _bind_handlers(app: Any, settings: Settings, kind: str) -> frozenset[str]:
             "no handler is known: name the modules that mark functions with @profile_handler in BATCHING_HANDLERS, "
             "separated by commas"
         )
-    check_limits(found.values(), kind)
+    check_pool(found.values(), kind)
     return frozenset(bind(app, found.values()))
 
 
