@@ -35,6 +35,7 @@ from batching import faults
 from batching.answers import bound_answers, read_identifiers_as_text
 from batching.direct import Direct
 from batching.errors import ConfigurationError, DatabaseUnavailableError, NotPermittedError
+from batching.pooler import what_to_do, without_pooler
 from batching.settings import mask_url
 
 if TYPE_CHECKING:
@@ -207,7 +208,8 @@ class Database:
     """Engines and transactions for one store.
 
     Args:
-        url: SQLAlchemy URL; `postgresql://` is read as `postgresql+psycopg://`.
+        url: SQLAlchemy URL; `postgresql://` is read as `postgresql+psycopg://`. `pgbouncer=true` among its options says
+            that a pooler in transaction mode stands in between.
         timeout: Seconds for a connection, a lock or a statement; None for no bound on statements.
         pooled: False for short-lived tools, which close each connection at once.
     """
@@ -238,7 +240,7 @@ class Database:
                 f"cannot use the database URL {url!r}: an in-memory SQLite database is invisible to other processes; "
                 "name a file, as in sqlite:////var/lib/batching/batching.db"
             )
-        self._parsed = parsed
+        self._parsed, self._pooled_outside = without_pooler(parsed)
         self.dialect: str = parsed.get_backend_name()
 
     @property
@@ -281,7 +283,11 @@ class Database:
             "connect_timeout": max(2, round(self._timeout or 10)),
             "application_name": "batching",
         }
-        if "options" not in self._parsed.query:
+        if self._pooled_outside:
+            # The next transaction may meet another server, which knows nothing of what was prepared on this one. And
+            # PgBouncer takes no `options`: what they would set is set by its `connect_query`.
+            arguments["prepare_threshold"] = None
+        elif "options" not in self._parsed.query:
             arguments["options"] = options
         pool: dict[str, Any] = (
             {"pool_size": 2, "max_overflow": 8, "pool_pre_ping": False, "pool_recycle": 1800}
@@ -422,9 +428,9 @@ class _Translated:
                 "may, or run deploy/postgresql/grants.sql again after an upgrade"
             ) from error
         if isinstance(error, DBAPIError) and is_unavailable(error):
+            said = first_line(error.orig)
             raise DatabaseUnavailableError(
-                f"cannot reach the database {mask_url(self._database.url)}: {first_line(error.orig)}; "
-                "check that it runs and that BATCHING_DATABASE_URL names it"
+                f"cannot reach the database {mask_url(self._database.url)}: {said}; {what_to_do(said)}"
             ) from error
 
 
