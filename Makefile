@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test faults soak mutations bench lint format audit clean
+.PHONY: help demo test docs faults soak mutations bench lint format audit clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
@@ -12,9 +12,12 @@ help: ## Show this list
 demo: $(VENV)/.demo ## Run the main job on real input, with its own SQLite and Valkey
 	$(BIN)/batching demo
 
-test: $(VENV)/.dev $(BIN)/promtool ## Lint, types, layers and all tests
+test: $(VENV)/.dev $(BIN)/promtool $(VENV)/pgbouncer/run ## Lint, types, layers and all tests
 	$(MAKE) lint
 	$(BIN)/python -m pytest
+
+docs: $(VENV)/.dev ## Build the documentation into site/, which opens without a server and without a network
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 faults: $(VENV)/.dev ## All fault tests, with every point at every time it is reached: about half an hour
 	$(BIN)/python -m pytest tests/faults --exhaustive $(FAULTS)
@@ -42,7 +45,7 @@ audit: $(VENV)/.audit ## Ask for known vulnerabilities in what is installed; 0 n
 	$(BIN)/python -m tools.audit
 
 clean: ## Remove what make and the tools left behind
-	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A stamp is touched last, so that an installation that was cut short is done again.
@@ -64,6 +67,9 @@ $(VENV)/.dev: $(VENV)/.pip pyproject.toml
 
 $(BIN)/promtool: $(VENV)/.pip
 	sh tools/promtool.sh $@
+
+$(VENV)/pgbouncer/run: $(VENV)/.pip
+	sh tools/pgbouncer.sh $(VENV)/pgbouncer
 
 $(VENV)/.bench: $(VENV)/.pip pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[embedded,flower]' --group bench

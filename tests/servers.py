@@ -221,9 +221,7 @@ class PostgresServer:
                 rules.write(f"host all all {self._address}/24 trust\n")
 
     def _become_nobody(self) -> None:
-        nobody = pwd.getpwnam("nobody")
-        os.chown(self.folder, nobody.pw_uid, nobody.pw_gid)
-        self._prefix = [sys.executable, "-I", "-S", "-c", _AS_USER.format(uid=nobody.pw_uid, gid=nobody.pw_gid)]
+        self._prefix = as_nobody(self.folder)
         probe = subprocess.run(
             [*self._prefix, str(self._binaries / "postgres"), "--version"], capture_output=True, check=False
         )
@@ -231,6 +229,17 @@ class PostgresServer:
             self.folder.chmod(0o755)
             shutil.copytree(self._binaries.parent, self.folder / "install", symlinks=True)
             self._binaries = self.folder / "install" / "bin"
+
+
+def as_nobody(folder: Path) -> list[str]:
+    """As root: the words before a command that has to be another user's, who gets a folder.
+
+    Args:
+        folder: Where the command keeps what it writes.
+    """
+    nobody = pwd.getpwnam("nobody")
+    os.chown(folder, nobody.pw_uid, nobody.pw_gid)
+    return [sys.executable, "-I", "-S", "-c", _AS_USER.format(uid=nobody.pw_uid, gid=nobody.pw_gid)]
 
 
 def _binaries() -> Path:

@@ -1,0 +1,1 @@
+"""A newsletter on Django."""
