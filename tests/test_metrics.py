@@ -195,6 +195,22 @@ def test_what_processes_counted_is_told(desk: Desk) -> None:
     assert value(values, "figures_age_seconds") < 60
 
 
+def test_a_handler_has_all_its_counts_from_the_beginning(desk: Desk) -> None:
+    """The first failure must be seen as one more than none: Prometheus does not see where a series begins."""
+    desk.register()
+    process = Figures()
+    process.count("profiles_dispatched", HANDLER, amount=3)
+    assert WorkerRegistry(desk.database).beat(desk.worker, counted=process)
+    with desk.database.begin() as connection:
+        moves.fold(connection)
+    values = scrape(desk.database)
+    assert value(values, "profiles_dispatched_total", handler=HANDLER) == 3
+    for name in ("retries_total", "losses_total", "given_back_total"):
+        assert value(values, name, handler=HANDLER) == 0
+    for state in ("succeeded", "failed", "skipped", "cancelled", "expired"):
+        assert value(values, "profiles_settled_total", handler=HANDLER, state=state) == 0
+
+
 def test_what_a_leader_saw_long_ago_is_not_told(desk: Desk, database: Database) -> None:
     desk.register()
     tell_something(desk)

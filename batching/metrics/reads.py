@@ -35,7 +35,7 @@ from batching.models import (
 from batching.moves import turns
 from batching.moves.leadership import BROKER_AWAY
 from batching.moves.rows import LEADER
-from batching.states import BatchState, CallbackState, ProfileState
+from batching.states import TERMINAL_PROFILE_STATES, BatchState, CallbackState, ProfileState
 from batching.statistics.line import AT_THE_HEAD, fresh_rate
 
 if TYPE_CHECKING:
@@ -155,7 +155,17 @@ def _stored(connection: Connection, sheet: Sheet) -> Names:
             sheet.buckets[name][labels][bucket] += amount
         elif bucket == WHOLE:
             sheet.put(name, amount, *labels)
+    _begin_at_nothing(sheet, found)
     return Names((each for each in found if each != OTHER), MOST_HANDLERS)
+
+
+def _begin_at_nothing(sheet: Sheet, handlers: Iterable[str]) -> None:
+    """A handler that has been dispatched once has all its counts: `increase` does not see where a series begins."""
+    for handler in set(handlers):
+        for name in ("profiles_dispatched", "retries", "losses", "given_back"):
+            sheet.put(name, 0, handler)
+        for state in TERMINAL_PROFILE_STATES:
+            sheet.put("profiles_settled", 0, handler, state.value)
 
 
 _BY_PROCESS: Final = ("database_connects", "database_errors", "broker_errors")
