@@ -194,6 +194,9 @@ class Oracle:
         duplicated = [f"{profile}: run {run} executed {times} times" for (profile, run), times in executed if times > 1]
         unexpected: list[str] = []
         repeated: Counter[str] = Counter()
+        journal: dict[str, list[Entry]] = defaultdict(list)  # by batch: a soak has hundreds, and many thousand entries
+        for entry in entries:
+            journal[entry.profile.rpartition(".")[0]].append(entry)
         for name, keys in self.attempted.items():
             if name not in stored and name not in self.pruned and name in self.acknowledged:
                 lost += [f"{name}/{key}" for key in sorted(keys)]
@@ -201,9 +204,10 @@ class Oracle:
             if name not in self.attempted or name in self.pruned:
                 unexpected += [f"{name}/{row.key}" for row in each.rows.values()] or [name]
             else:
-                self._compare(name, each, entries, lost, duplicated)
-                unexpected += self._never_granted(name, each, entries)
-                repeated += _repeats(each, entries)
+                own = journal[each.batch.id]
+                self._compare(name, each, own, lost, duplicated)
+                unexpected += self._never_granted(name, each, own)
+                repeated += _repeats(each, own)
         unexpected += self._of_nobody(stored, entries)
         known = [each for name, each in stored.items() if name in self.attempted]
         return Verdict(
