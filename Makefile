@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test docs faults soak mutations bench lint format audit clean
+.PHONY: help demo test browser docs faults soak mutations bench lint format audit clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
@@ -12,12 +12,15 @@ help: ## Show this list
 demo: $(VENV)/.demo ## Run the main job on real input, with its own SQLite and Valkey
 	$(BIN)/batching demo
 
-test: $(VENV)/.dev $(BIN)/promtool $(VENV)/pgbouncer/run ## Lint, types, layers and all tests
+test: $(VENV)/.dev browser $(BIN)/promtool $(VENV)/pgbouncer/run ## Lint, types, layers and all tests
 	$(MAKE) lint
 	$(BIN)/python -m pytest
 
 docs: $(VENV)/.dev ## Build the documentation into site/, which opens without a server and without a network
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+browser: $(VENV)/.dev ## Find the Chromium of the tests; as root on Debian, install it
+	@$(BIN)/python -m tools.browser
 
 faults: $(VENV)/.dev ## All fault tests, with every point at every time it is reached: about half an hour
 	$(BIN)/python -m pytest tests/faults --exhaustive $(FAULTS)
