@@ -187,6 +187,36 @@ def test_results_are_streamed_as_lines_or_as_a_table(client: TestClient, desk: D
     problem(client.get(path, params={"format": "csv", "payload": "true"}), 406, "not-acceptable")
 
 
+def test_profiles_are_read_page_by_page_and_filtered(client: TestClient, desk: Desk) -> None:
+    batch_id = desk.start(25, max_passes=1, failure_budget=20)
+    desk.work(batch_id, lambda number: FAILED if number % 5 == 0 else DONE)
+    path = f"{API}/batches/{batch_id}/profiles"
+
+    def every(**asked: Any) -> list[str]:
+        keys: list[str] = []
+        for _ in range(20):
+            page = good(client.get(path, params={"limit": "4", **asked}))
+            keys += [profile["key"] for profile in page["items"]]
+            if page["next"] is None:
+                return keys
+            asked["cursor"] = page["next"]
+        raise AssertionError("the pages have no end")
+
+    assert every() == [f"k{number}" for number in range(1, 26)]
+    assert every(state="failed") == ["k5", "k10", "k15", "k20", "k25"]
+    assert every(fingerprint=BROKEN.fingerprint) == ["k5", "k10", "k15", "k20", "k25"]
+    assert sorted(every(state=["succeeded", "failed"])) == sorted(every())
+    assert every(key="k2")[0] == "k2"
+    assert set(every(key="k2")) == {"k2", *(f"k2{digit}" for digit in range(6))}
+    assert every(state="running") == []
+    first = good(client.get(path, params={"limit": "1"}))["items"][0]
+    assert (first["number"], first["state"], first["attempts"], first["error"]) == (1, "succeeded", 1, None)
+    assert "payload" not in first
+    problem(client.get(path, params={"cursor": "x"}), 422, "invalid-input")
+    problem(client.get(path, params={"state": "lost"}), 422, "invalid-request")
+    problem(client.get(f"{API}/batches/{uuid.uuid4()}/profiles"), 404, "unknown-batch")
+
+
 def test_what_does_not_exist_is_said_so(client: TestClient) -> None:
     nobody = str(uuid.uuid4())
     for path in ("", "/results", "/history", "/failures", "/events", "/attempts?key=k"):

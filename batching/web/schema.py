@@ -7,11 +7,14 @@ import inspect
 import textwrap
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
+from datetime import datetime
 from itertools import pairwise
 from typing import Any, get_type_hints
 
 from pydantic import BaseModel, Field, create_model
 
+#: What views name in their types, and import for type checkers alone.
+_IMPORTED_FOR_CHECKERS = {"Mapping": Mapping, "datetime": datetime}
 #: Names under which views have fields, and documents have them.
 _CALLED = {"pass_number": "pass"}
 
@@ -24,7 +27,7 @@ def model_of(view: Any, name: str, **more: Any) -> type[BaseModel]:
         name: Of the schema.
         **more: Fields that the document has beside the view's, as `pydantic.create_model` takes them.
     """
-    hints = get_type_hints(view, localns={"Mapping": Mapping})
+    hints = get_type_hints(view, localns=_IMPORTED_FOR_CHECKERS)
     texts = _descriptions(view)
     known: dict[str, Any] = {}
     for each in fields(view) if is_dataclass(view) else ():

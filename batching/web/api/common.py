@@ -18,6 +18,7 @@ from batching.statistics import (
     FailureChange,
     FailureGroup,
     HistoryEntry,
+    ProfileView,
     QueueView,
     ResultLine,
     WorkerView,
@@ -109,6 +110,7 @@ Attempt = model_of(AttemptView, "Attempt")
 Callback = model_of(CallbackView, "Callback")
 Failures = model_of(FailureGroup, "Failures")
 Change = model_of(FailureChange, "Change")
+Profile = model_of(ProfileView, "Profile")
 Queue = model_of(QueueView, "Queue")
 Result = model_of(ResultLine, "Result")
 Worker = model_of(WorkerView, "Worker")
@@ -150,12 +152,13 @@ def list_of(model: Any) -> Any:
     return list[model]
 
 
-def page_of(model: Any, name: str) -> type[BaseModel]:
-    """The model of a page."""
+def page_of(model: Any, name: str, **more: Any) -> type[BaseModel]:
+    """The model of a page, with what it has beside its entries."""
     following = Field(description="The `cursor` of the next page; null: this was the last.")
     return create_model(
         name,
         __doc__="A page, and where the next one begins.",
         items=(list[model], ...),
         next=(str | None, following),
+        **more,
     )

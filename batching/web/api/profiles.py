@@ -6,13 +6,27 @@ from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 from fastapi import Query
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import StreamingResponse
 
 from batching.spreadsheet import csv_records
 from batching.states import ProfileState
 from batching.web.answers import JSON, encode, in_pieces
-from batching.web.api.common import UNKNOWN, Answers, Attempt, BatchId, api_router, list_of, problem
+from batching.web.api.common import (
+    UNKNOWN,
+    Answers,
+    Attempt,
+    BatchId,
+    Profile,
+    api_router,
+    cursor_of,
+    list_of,
+    page,
+    page_of,
+    problem,
+    read_cursor,
+)
 from batching.web.identity import Role
 from batching.web.problems import Problem
 
@@ -46,9 +60,51 @@ _RESULTS: Answers = {
 }
 
 
+class Chosen(BaseModel):
+    """What a profile must be to be listed: all of what is given."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    state: list[ProfileState] = Field([], description="In one of these states; repeatable.")
+    key: str | None = Field(None, max_length=255, description="Whose keys begin so; the one with this very key first.")
+    fingerprint: str | None = Field(None, max_length=64, description="That failed so in the present pass.")
+    limit: int = Field(100, ge=1, le=1_000, description="Profiles in a page, at most.")
+    cursor: str | None = Field(None, max_length=1_024, description="`next` of the page before, as it is.")
+
+
+ProfilePage = page_of(
+    Profile,
+    "ProfilePage",
+    looked_at=(int | None, Field(description="The page is short because so many profiles were looked at for it.")),
+)
+
+
 def router(context: Context) -> APIRouter:
     """Reads of profiles."""
     routes = api_router("profiles")
+
+    @routes.get(
+        "/batches/{batch_id}/profiles",
+        operation_id="listProfiles",
+        summary="Profiles of a batch, page by page, however many it has",
+        description=(
+            "By number; with `key` by key, with failures alone by fingerprint. A page that found little among very "
+            "many profiles is short, with `looked_at`, and goes on at `next` all the same."
+        ),
+        responses={200: {"model": ProfilePage, "description": "A page of profiles."}, **UNKNOWN},
+    )
+    def profiles(batch_id: BatchId, wanted: Annotated[Chosen, Query()]) -> JSON:
+        found = context.statistics.profiles(
+            batch_id,
+            states=wanted.state,
+            key=wanted.key,
+            fingerprint=wanted.fingerprint,
+            after=read_cursor(wanted.cursor, "profile"),
+            limit=wanted.limit,
+        )
+        following = None if found.after is None else cursor_of(profile=found.after)
+        items = [view.as_json() for view in found.profiles]
+        return JSON(page(items, following) | {"looked_at": found.looked_at})
 
     @routes.get(
         "/batches/{batch_id}/attempts",
