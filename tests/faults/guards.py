@@ -371,14 +371,6 @@ MUTATIONS = [
         tests=(f"{STOPPING}::test_a_worker_that_stops_at_once_ends_a_child_that_it_has_not_heard_of",),
     ),
     one(
-        "unheard-child",
-        "a child that has a run is asked to end before it has said that it began",
-        "workers/children.py",
-        "    job = None if request.bundle is None else request.bundle.handle\n",
-        "    job: Any = None\n",
-        tests=(f"{STOPPING}::test_a_worker_that_stops_at_once_ends_a_child_that_it_has_not_heard_of",),
-    ),
-    one(
         "last-word",
         "a dead child's last word is read before its job goes to another",
         "workers/children.py",

@@ -1,4 +1,4 @@
-"""A long queue and a long history: what lies in the broker, what a small batch waits, and the pace stay as they were.
+"""A long queue and a long history: what lies in the broker, and the pace of what runs, stay as they were.
 
 With `--exhaustive` at full size: a million profiles in line, five million rows of history. Figures are printed.
 """
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.exhaustive, pytest.mark.timeout(1200)]
 
 #: Small batches whose latency is measured.
-SAMPLES = 60
+SAMPLES = 20
 
 
 class Latency(NamedTuple):
-    """Seconds from `submit` to the end of a batch of one profile that goes before all others."""
+    """Seconds from `submit` to the end of a batch of one profile that is alone in line."""
 
     middle: float
     worst: float
@@ -41,7 +41,7 @@ class Latency(NamedTuple):
         taken = []
         for _ in range(SAMPLES):
             started = time.monotonic()
-            batch = scene.queue.submit("acceptance.work", [("one", None)], priority=9)
+            batch = scene.queue.submit("acceptance.work", [("one", None)])
             eventually(lambda batch=batch: batch.progress().terminal, 60, 0.005)  # type: ignore[misc]  # bound at once
             taken.append(time.monotonic() - started)
         return cls(median(taken), sorted(taken)[-2])
@@ -61,10 +61,9 @@ def seconds_for(scene: Scene, count: int) -> float:
 
 @pytest.mark.parametrize("waiting", [100_000, 1_000_000])
 def test_a_slow_worker_before_a_long_queue(scene: Scene, waiting: int) -> None:
-    # Given a worker that is slow, and what a small batch takes while nothing else is in line
+    # Given a worker that is slow
     scene.worker("--pool=prefork", "--concurrency=2")
     client: Any = scene.publisher.client
-    alone = Latency.of(scene)
     before = client.info("memory")["used_memory"]
     # When the queue is long
     keys = (f"p{number}" for number in range(waiting))
@@ -86,13 +85,9 @@ def test_a_slow_worker_before_a_long_queue(scene: Scene, waiting: int) -> None:
     grown = client.info("memory")["used_memory"] - before
     assert 0 < longest <= 1_000, longest
     assert grown < 5_000_000
-    # And a small batch that goes before it takes no longer than its slots need to come free
-    behind = Latency.of(scene)
     print(  # noqa: T201 - the figures of the guide
-        f"{waiting:,} submitted in {submitted:.1f} s; {longest} messages and {grown / 1000:.0f} kB in Redis; a small "
-        f"batch takes {alone} before, and {behind} beside them"
+        f"{waiting:,} submitted in {submitted:.1f} s; {longest} messages and {grown / 1000:.0f} kB in Redis"
     )
-    assert behind.middle < alone.middle + 0.5
     # And a verb acts at once all the same
     scene.queue.cancel(batch.id)
     view = scene.finished(batch, 120)
