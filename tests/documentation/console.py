@@ -153,7 +153,7 @@ class Shell:
         log = self.folder / f"background-{len(self._background)}.log"
         script = self.folder / f"background-{len(self._background)}.sh"
         # Not the quick `batching` of the tests, whose process would not be in this session.
-        script.write_text(f"PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH\nexec {command}\n")
+        script.write_text(f"PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH\nexec env {command}\n")
         log.touch()
         code, text = self.run(f"setsid bash {script} >{log} 2>&1 </dev/null & echo $!")
         assert code == 0, text

@@ -108,7 +108,9 @@ EXEMPT: Final = (
     Exempt(r"psql", "the client is in no wheel; tests/test_sql_roles.py runs the same files", _is_nothing_of_ours),
     Exempt(r"valkey-server --aclfile", "a server; tests/test_redis_users.py starts one with it", _is_nothing_of_ours),
     Exempt(r"(BATCHING_\w+=\S+ )*celery -A workers (worker|flower)", "runs until it is stopped", is_parsed),
-    Exempt(r"batching (worker|manager|dashboard)\b(?! token)", "runs until it is stopped", is_parsed),
+    Exempt(
+        r"(BATCHING_\w+=\S+ )*batching (worker|manager|dashboard(?! token))\b", "runs until it is stopped", is_parsed
+    ),
 )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import sys
 import tempfile
 import uuid
@@ -15,6 +16,7 @@ from batching.options import BatchOptions
 from batching.queue_manager import QueueManager
 from batching.settings import Settings
 from batching.states import CallbackState
+from batching.web.identity import make_token
 from tests.documentation.pages import ROOT
 from tests.documentation.quick import Quick
 from tests.nodes import worker_process
@@ -56,6 +58,7 @@ class Installation:
         curl.write_text(f"#!{sys.executable}\n{(ROOT / 'tests' / 'documentation' / 'curl.py').read_text()}")
         curl.chmod(0o755)
         self.url = postgres.url(postgres.create_database(template))
+        self.token, entry = make_token("ci", "operator")
         prefix = f"pages-{uuid.uuid4().hex[:8]}:"
         self.variables = {
             "BATCHING_DATABASE_URL": self.url,
@@ -63,6 +66,7 @@ class Installation:
             "BATCHING_KEY_PREFIX": prefix,
             "BATCHING_WEBHOOK_SECRETS": SECRET,
             "BATCHING_CALLBACK_ATTEMPTS": "1",
+            "BATCHING_WEB_TOKENS": entry,
         }
         settings = Settings(database_url=self.url, broker_url=valkey.url, key_prefix=prefix)
         self.queue = QueueManager(Database(self.url), valkey.url, settings)
@@ -76,6 +80,11 @@ class Installation:
             options=("--pool=prefork", "--concurrency=2"),
         )
         self._failed: list[str] = []
+
+    @property
+    def worker_name(self) -> str:
+        """As Celery has it."""
+        return f"{self.worker.name}@{socket.gethostname()}"
 
     def start(self) -> None:
         """Start the worker, which starts its manager."""
@@ -146,7 +155,7 @@ class Installation:
 
     def _open(self) -> str:
         batch = self.queue.open("words.count")
-        batch.append(_GOOD.items())
+        batch.append(list(_GOOD.items())[:2])
         return batch.id
 
     def _succeeded(self) -> str:

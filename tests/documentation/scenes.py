@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 from typing import TYPE_CHECKING, Final
 
@@ -21,6 +22,10 @@ _PAGE: Final = re.compile(r"<!-- page: ([a-z ]+) -->")
 #: Which batch `ID` is for a command that does not stand in a story; the first that fits.
 _KINDS: Final = (
     (r"callbacks retry", "callback"),
+    (r"/(profiles|seal)\b", "open"),
+    (r"/resume\b", "paused"),
+    (r"/(retry|failures|results|attempts|events)\b", "failed"),
+    (r"API/", "waiting"),
     (r"--fingerprint|--profile", "failed"),
     (r"batching (append|seal)\b", "open"),
     (r"batching resume\b", "paused"),
@@ -29,12 +34,14 @@ _KINDS: Final = (
     (r"batching", "waiting"),
 )
 
-#: Names of hosts, users and places that a reader replaces, and what they are here.
+#: Names of hosts, users, tokens and places that a reader replaces, and what they are here.
 _REPLACED: Final = (
-    (re.compile(r"(BATCHING_DATABASE_URL=)\S+"), r"\1$OUR_DATABASE_URL"),
-    (re.compile(r"(BATCHING_BROKER_URL=)\S+"), r"\1$OUR_BROKER_URL"),
-    (re.compile(r"/etc/valkey/"), "./"),
-    (re.compile(r"0192f0c1-…"), "$OUR_WAITING_BATCH"),
+    (re.compile(r"(?<=BATCHING_DATABASE_URL=)\S+"), "database"),
+    (re.compile(r"(?<=BATCHING_BROKER_URL=)\S+"), "broker"),
+    (re.compile(r"(?<=Bearer )batching_\w*…"), "token"),
+    (re.compile(r"celery@alpha"), "worker"),
+    (re.compile(r"/etc/valkey/"), "folder"),
+    (re.compile(r"0192f0c1-…"), "waiting"),
 )
 
 #: Parts of the repository that commands name from its root.
@@ -57,6 +64,8 @@ def furnish(folder: Path) -> None:
     # A copy: commands write there.
     shutil.copytree(ROOT / "examples", folder / "examples", ignore=shutil.ignore_patterns("__pycache__"))
     texts = [f"k{number},the text of number {number}" for number in range(1, 21)]
+    lines = [json.dumps({"key": f"k{number}", "text": "a text"}) for number in range(1, 21)]
+    (folder / "texts.jsonl").write_text("\n".join(lines) + "\n")
     (folder / "texts.csv").write_text("id,text\n" + "\n".join(texts) + "\n")
     for name in ("monday.csv", "tuesday.csv", "first.csv", "more.csv", "reports.csv"):
         (folder / name).write_text(f"key,text\n{name}-1,one text\n{name}-2,two more\n")
@@ -67,15 +76,6 @@ def furnish(folder: Path) -> None:
     (folder / "my_handlers.py").write_text((ROOT / "tests" / "documentation" / "handlers.py").read_text())
 
 
-def variables(installation: Installation) -> dict[str, str]:
-    """What `prepared` puts into commands."""
-    return {
-        "OUR_DATABASE_URL": installation.variables["BATCHING_DATABASE_URL"],
-        "OUR_BROKER_URL": installation.variables["BATCHING_BROKER_URL"],
-        "OUR_WAITING_BATCH": installation.take("waiting"),
-    }
-
-
 def prepared(command: str, installation: Installation, latest: str | None) -> str:
     """A command as it can run here.
 
@@ -84,15 +84,28 @@ def prepared(command: str, installation: Installation, latest: str | None) -> st
         installation: Where its batches are.
         latest: In a story, the batch that was printed last; else None.
     """
-    for pattern, replacement in _REPLACED:
-        command = pattern.sub(replacement, command)
+    for pattern, name in _REPLACED:
+        if pattern.search(command):
+            command = pattern.sub(shlex.quote(_what(name, installation)), command)
     if re.search(r"\bID\b", command):
         batch_id = latest or installation.take(_kind(command))
-        command = re.sub(r"\bID\b", batch_id, command)
+        command = re.sub(r"\$?\bID\b", batch_id, command)
         if re.search(r"--fingerprint F\b", command):
             command = re.sub(r"--fingerprint F\b", f"--fingerprint {installation.fingerprint(batch_id)}", command)
         command = re.sub(r"--profile KEY\b", "--profile k17", command)
     return command
+
+
+def _what(name: str, installation: Installation) -> str:
+    if name == "waiting":
+        return installation.take("waiting")
+    return {
+        "database": installation.variables["BATCHING_DATABASE_URL"],
+        "broker": installation.variables["BATCHING_BROKER_URL"],
+        "token": installation.token,
+        "worker": installation.worker_name,
+        "folder": "./",
+    }[name]
 
 
 def _kind(command: str) -> str:

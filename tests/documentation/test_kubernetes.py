@@ -10,8 +10,9 @@ import pytest
 import yaml
 
 from batching.settings import Settings
+from batching.states import ProfileState
 from tests.documentation.exempt import is_parsed
-from tests.documentation.pages import ROOT
+from tests.documentation.pages import ROOT, blocks
 
 FOLDER: Final = ROOT / "deploy" / "kubernetes"
 FILES: Final = sorted(path for path in FOLDER.glob("*.yaml") if path.name != "kustomization.yaml")
@@ -122,6 +123,7 @@ def test_the_map_and_the_secret_are_settings_too() -> None:
     secret = dict(re.findall(r"^(\w+)=(.+)$", (FOLDER / "secret.env.example").read_text(), flags=re.MULTILINE))
     assert set(data) | set(secret) <= known
     assert not set(data) & set(secret)
+    secret["BATCHING_WEB_TOKENS"] = secret["BATCHING_WEB_TOKENS"].replace("SHA256", "0" * 64)
     Settings(**{name.removeprefix("BATCHING_").lower(): value for name, value in {**data, **secret}.items()})
 
 
@@ -155,6 +157,34 @@ def test_policies_let_nothing_in_that_is_not_named() -> None:
     for each in of_kind("NetworkPolicy"):
         for expression in each["spec"]["podSelector"].get("matchExpressions", []):
             assert set(expression["values"]) <= components
+
+
+@pytest.mark.parametrize("workload", of_kind("Deployment"), ids=by_name)
+def test_probes_ask_where_the_part_answers(workload: Manifest) -> None:
+    found = container(workload)
+    [port] = found["ports"]
+    for probe, path in (("livenessProbe", "/livez"), ("readinessProbe", "/readyz")):
+        assert found[probe]["httpGet"] == {"path": path, "port": port["name"]}
+    health = [each["value"] for each in found["env"] if each["name"] == "BATCHING_HEALTH_ADDRESS"]
+    told = health or [f"{found['command'][3]}:{found['command'][5]}"]  # the dashboard's --host and --port
+    assert told == [f"0.0.0.0:{port['containerPort']}"]
+
+
+def test_the_service_leads_to_the_dashboard() -> None:
+    [service] = of_kind("Service")
+    dashboard = named("Deployment", "batching-dashboard")
+    assert service["spec"]["selector"] == dashboard["spec"]["template"]["metadata"]["labels"]
+    assert service["spec"]["ports"][0]["targetPort"] == container(dashboard)["ports"][0]["name"]
+
+
+def test_the_metric_of_the_guide_is_told_and_its_autoscaler_is_valid() -> None:
+    [text] = [block.text for block in blocks("docs/guide/kubernetes.md") if block.language == "yaml"]
+    scaler = named("HorizontalPodAutoscaler", "batching-worker")
+    with_it = {**scaler, "spec": {**scaler["spec"], **yaml.safe_load(text)}}
+    kubernetes_validate.validate(with_it, VERSIONS[0], strict=True)
+    metric = with_it["spec"]["metrics"][0]["external"]["metric"]
+    assert f"| `{metric['name']}` | gauge |" in (ROOT / "docs" / "guide" / "metrics.md").read_text()
+    assert set(metric["selector"]["matchLabels"].values()) <= set(ProfileState)
 
 
 def test_the_guide_speaks_of_every_file() -> None:

@@ -28,7 +28,7 @@ from tests.documentation.console import Shell, first_missing, steps, without_com
 from tests.documentation.exempt import EXEMPT, exemption
 from tests.documentation.installation import SECRET
 from tests.documentation.pages import ROOT, blocks, page_names
-from tests.support import free_port
+from tests.support import eventually, free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 _BATCH: Final = re.compile(r"\b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b")
 #: Where servers of the pages listen.
-_PORT: Final = re.compile(r"\b(?:5117|8117|8118|8080|8081)\b")
+_PORT: Final = re.compile(r"\b(?:5117|8117|8118|8080|8081|9464)\b")
 #: Of these nothing can be run; a language that is not named here is one that nobody thought of.
 _PLAIN: Final = frozenset({"text", "mermaid", "dockerfile", "html"})
 
@@ -62,7 +62,7 @@ class Reader:
         self._ports: dict[str, str] = {}
         scenes.furnish(folder)
         environment = installation.environment(folder, embedded="embedded" in self._manners)
-        self._shell = Shell(folder, environment | scenes.variables(installation))
+        self._shell = Shell(folder, environment)
 
     def follow(self, block: Block) -> None:
         """Do what a block says."""
@@ -101,13 +101,24 @@ class Reader:
             spared.check(command)
             return
         story = self._latest if "story" in self._manners else None
-        code, output = self._shell.run(scenes.prepared(command, self._installation, story))
+        ready = scenes.prepared(command, self._installation, story)
+        code, output = self._soon(ready) if "soon" in block.directives else self._shell.run(ready)
         said = f"{step.where}: `{command}` ended with {code}:\n{output}"
         assert code == int(block.directives.get("exit", 0)), said
         missing = first_missing(step.expected, output)
         assert missing is None, f"{said}\n--- the page shows, and it did not print:\n{missing}"
         if found := _BATCH.findall(output):
             self._latest = found[0]
+
+    def _soon(self, command: str) -> tuple[int, str]:
+        """Of a server that says nothing when it is ready."""
+
+        def done() -> tuple[int, str]:
+            code, output = self._shell.run(command)
+            assert code == 0, output
+            return code, output
+
+        return eventually(done, 60, 0.2)
 
     def _with_free_ports(self, command: str) -> str:
         """The ports that the page names may be somebody else's here."""
