@@ -12,6 +12,6 @@ from newsletter.models import Issue  # noqa: E402 - models can be imported from 
 
 @profile_handler(name="newsletter.count")
 def count(profile: Profile) -> int:
-    """How many issues have the key as their subject."""
+    """How many issues have this subject."""
     close_old_connections()  # as Django does between requests: one may have been cut meanwhile
-    return Issue.objects.filter(subject=profile.key).count()
+    return Issue.objects.filter(subject=profile.payload).count()

@@ -103,6 +103,7 @@ def _is_nothing_of_ours(command: str) -> None:
 EXEMPT: Final = (
     Exempt(r"make ", "a test would run all tests, or build an environment, inside of a test", _is_a_target),
     Exempt(r"pip install", "it would change the environment that the tests run in", _is_installable),
+    Exempt(r"batching watch --all", "waits for all there is, what starts in an hour included", is_parsed),
     Exempt(r"docker compose", "needs a container engine", _is_composed),
     Exempt(r"kubectl", "needs a cluster", _is_for_kubernetes),
     Exempt(r"psql", "the client is in no wheel; tests/test_sql_roles.py runs the same files", _is_nothing_of_ours),

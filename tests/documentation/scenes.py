@@ -30,7 +30,8 @@ _KINDS: Final = (
     (r"batching (append|seal)\b", "open"),
     (r"batching resume\b", "paused"),
     (r"--after", "waiting"),
-    (r"batching (show|retry|failures|amend|results|watch)\b", "failed"),
+    (r"batching watch\b", "succeeded"),
+    (r"batching (show|retry|failures|amend|results)\b", "failed"),
     (r"batching", "waiting"),
 )
 
