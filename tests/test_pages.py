@@ -448,7 +448,15 @@ def test_what_is_typed_is_understood(typed: str, expected: dict[str, Any]) -> No
 
 @pytest.mark.parametrize(
     ("seconds", "said"),
-    [(0.25, "250 ms"), (7.3, "7.3 s"), (45, "45 s"), (200, "3 min 20 s"), (7_500, "2 h 05 min"), (None, "-")],
+    [
+        (0.25, "250 ms"),
+        (7.3, "7.3 s"),
+        (45, "45 s"),
+        (200, "3 min 20 s"),
+        (900, "15 min"),
+        (7_500, "2 h 05 min"),
+        (None, "-"),
+    ],
 )
 def test_durations_are_worded(seconds: float | None, said: str) -> None:
     assert words.duration(seconds) == said

@@ -256,9 +256,9 @@ def _stack(parts: Sequence[tuple[str, float]], top: float) -> tuple[Block, ...]:
 
 
 def _nice(value: float) -> float:
-    """The next 1, 2 or 5 times a power of ten."""
+    """The next round number that is not much larger."""
     power = 10.0 ** math.floor(math.log10(value))
-    return next(step * power for step in (1, 2, 5, 10) if step * power >= value * 0.999)
+    return next(step * power for step in (1, 1.5, 2, 3, 4, 5, 6, 8, 10) if step * power >= value * 0.999)
 
 
 def _range(bounds: Sequence[float], index: int) -> str:
