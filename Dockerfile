@@ -25,7 +25,7 @@ WORKDIR /src
 COPY pyproject.toml ./
 RUN python -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
 extras = project['optional-dependencies']; \
-print(*project['dependencies'], *extras['flower'], *extras['web'], sep='\n')" > requirements.txt \
+print(*project['dependencies'], *extras['flower'], *extras['tracing'], *extras['web'], sep='\n')" > requirements.txt \
     && pip --python /opt/venv/bin/python install --requirement requirements.txt
 
 COPY README.md LICENSE ./

@@ -102,7 +102,7 @@ def state_of(view: WorkerView) -> Text:
         return Text("stuck", style="red")
     if view.draining:
         return Text("drained" if not view.running else "draining", style="yellow")
-    return Text("asked to drain", style="yellow") if view.drain_asked else Text("live", style="green")
+    return Text("to drain", style="yellow") if view.drain_asked else Text("live", style="green")
 
 
 def _print(views: Iterable[WorkerView]) -> None:

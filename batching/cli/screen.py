@@ -190,11 +190,11 @@ def _workers(
             *((Text(view.pool), Text(view.version)) if wide else ()),
             Text(_doing(runs[view.id], names)),
         )
-        for view in sorted(views, key=lambda each: (not each.live, each.hostname))
+        for view in sorted(views, key=lambda each: (not each.live, -each.running, each.hostname))
     ]
     more: tuple[tuple[str, JustifyMethod, int | None], ...] = (("POOL", "left", 7), ("VERSION", "left", 8))
     columns = (
-        ("WORKER", "left", 8), ("HOST", "left", 20 if not wide else 28), ("STATE", "left", 14), ("RUNS", "right", 9),
+        ("WORKER", "left", 8), ("HOST", "left", 18 if not wide else 28), ("STATE", "left", 8), ("RUNS", "right", 7),
         *(more if wide else ()), ("WHAT", "left", None),
     )  # fmt: skip
     return _Section("workers", columns, rows, least=2)  # type: ignore[arg-type] # as above

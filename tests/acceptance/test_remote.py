@@ -8,6 +8,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from celery import Celery
 
 from batching.states import BatchState
 from tests.acceptance.stage import BRISK
@@ -25,16 +26,26 @@ def command(stage: Stage, *words: str, module: str) -> subprocess.CompletedProce
     return subprocess.run(line, env=environment, capture_output=True, text=True, timeout=60, check=False)
 
 
-def remote(stage: Stage, kind: str, *words: str, app: str = "workers") -> dict[str, Any]:
-    """`celery -A … inspect|control … --json`: what each worker answered, by its name."""
-    done = command(stage, "-A", app, kind, "--timeout=10", "--json", *words, module="celery")
+def remote(stage: Stage, name: str, *targets: str) -> dict[str, Any]:
+    """What the one worker answers to a command; as `celery inspect` and `control`, which wait for others as well."""
+    with Celery("asks", broker=stage.valkey.url, set_as_current=False) as app:
+        app.conf.broker_transport_options = {"global_keyprefix": stage.prefix}
+        given = {"targets": list(targets)} if targets else {}
+        replies: Any = app.control.broadcast(name, arguments=given, reply=True, timeout=20, limit=1)
+    (answer,) = replies
+    return only(answer)
+
+
+def typed(stage: Stage, *words: str, app: str = "workers") -> dict[str, Any]:
+    """The same by hand: `celery -A … inspect|control … --json`."""
+    done = command(stage, "-A", app, words[0], "--timeout=3", "--json", *words[1:], module="celery")
     assert done.returncode == 0, done.stdout + done.stderr
     found: Any = json.loads(done.stdout)
-    answers: dict[str, Any] = found if isinstance(found, dict) else {k: v for each in found for k, v in each.items()}
-    return answers
+    return only(found if isinstance(found, dict) else found[0])
 
 
 def only(answers: dict[str, Any]) -> dict[str, Any]:
+    """The answer of the one worker that there is."""
     (answer,) = answers.values()
     found: dict[str, Any] = answer
     return found
@@ -56,18 +67,18 @@ def test_remote_control_looks_into_lanes_and_lets_a_worker_rest(stage: Stage, po
     batch = stage.submit("work", {f"p{number}": {"gate": "gate"} for number in range(20)})
     stage.began("p0", "p1")
     # The window: two run, some are claimed beyond them, and the rest waits in the broker or in SQL
-    told = only(remote(stage, "inspect", "batching_window"))
+    told = typed(stage, "inspect", "batching_window") if pool == "prefork" else remote(stage, "batching_window")
     assert (told["worker"], told["draining"]) == (worker_id, False)
     lane = next(each for each in told["lanes"] if each["handler"] == "acceptance.work" and each["queue"] == "default")
     assert lane["active"] >= 2
     assert lane["in_broker"] >= 0
     assert lane.keys() == {"queue", "handler", "in_broker", "pending", "active", "ready", "outcomes"}
-    about = only(remote(stage, "inspect", "batching_worker"))
+    about = remote(stage, "batching_worker")
     assert (about["worker"], about["pool"], about["slots"], about["stuck"]) == (worker_id, pool, 2, None)
     assert about["held"] >= 2
     assert (about["manager_pid"] in worker.children) is True
     # It rests: what runs may finish, everything else is given back, and nothing new begins
-    assert "drains" in only(remote(stage, "control", "batching_drain"))["ok"]
+    assert "drains" in remote(stage, "batching_drain")["ok"]
     eventually(lambda: view(stage).draining)
     assert view(stage).drain_asked
     stage.open()
@@ -76,10 +87,10 @@ def test_remote_control_looks_into_lanes_and_lets_a_worker_rest(stage: Stage, po
     assert began < 20
     done = verb(stage, "workers")
     assert "drained" in done.stdout, done.stdout + done.stderr
-    eventually(lambda: only(remote(stage, "inspect", "batching_window"))["credit"] >= 0)
+    eventually(lambda: remote(stage, "batching_window")["credit"] >= 0)
     assert len(stage.entries()) == began
     # And goes on
-    assert "takes work" in only(remote(stage, "control", "batching_resume"))["ok"]
+    assert "takes work" in remote(stage, "batching_resume")["ok"]
     stage.finished(batch)
     assert not view(stage).draining
     stage.judge(batch)
@@ -89,16 +100,16 @@ def test_remote_control_goes_to_the_same_verbs_for_batches_and_queues(stage: Sta
     stage.worker("--pool=prefork", "--concurrency=1")
     batch = stage.submit("work", {f"p{number}": {"gate": "gate"} for number in range(5)})
     stage.began("p0")
-    assert "error" in only(remote(stage, "control", "batching_pause"))
-    assert "there is no batch" in only(remote(stage, "control", "batching_pause", "01234567-unknown"))["error"]
-    assert batch.id in only(remote(stage, "control", "batching_pause", batch.id[:13]))["ok"]
+    assert "error" in remote(stage, "batching_pause")
+    assert "there is no batch" in remote(stage, "batching_pause", "01234567-unknown")["error"]
+    assert batch.id in remote(stage, "batching_pause", batch.id[:13])["ok"]
     stage.open()
     eventually(lambda: batch.progress().state is BatchState.PAUSED)
-    assert "paused" in only(remote(stage, "control", "batching_pause", batch.id))["ok"], "twice is harmless"
+    assert "paused" in remote(stage, "batching_pause", batch.id)["ok"], "twice is harmless"
     assert stage.queue.statistics.history(batch.id)[-1].reason == "paused by remote control"
-    only(remote(stage, "control", "batching_pause", "queue:default"))
+    assert "queue default is paused" in typed(stage, "control", "batching_pause", "queue:default")["ok"]
     assert stage.queue.queues.get("default").paused
-    only(remote(stage, "control", "batching_resume", batch.id, "queue:default"))
+    remote(stage, "batching_resume", batch.id, "queue:default")
     assert not stage.queue.queues.get("default").paused
     stage.finished(batch)
     stage.judge(batch)
@@ -148,9 +159,17 @@ def test_an_application_of_ones_own_has_the_commands_too(stage: Stage) -> None:
     environment = {"HOST_BROKER_URL": stage.valkey.url, "BATCHING_HANDLERS": ""}
     node = worker_process(stage.folder, stage.environment(**environment), app="tests.host_app", options=["--pool=solo"])
     stage._started(node, ready=True)
-    line = [sys.executable, "-m", "celery", "-A", "tests.host_app", "inspect", "--timeout=10", "--json"]
-    done = subprocess.run(
-        [*line, "batching_worker"], env=node.environment, capture_output=True, text=True, timeout=60, check=False
-    )
+    line = [
+        sys.executable,
+        "-m",
+        "celery",
+        "-A",
+        "tests.host_app",
+        "inspect",
+        "--timeout=3",
+        "--json",
+        "batching_worker",
+    ]
+    done = subprocess.run(line, env=node.environment, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert only(json.loads(done.stdout))["worker"] == view(stage).id
