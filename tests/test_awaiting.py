@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from batching import Profile
     from tests.test_install import Site
 
+SOFT_LIMIT = "billiard.exceptions.SoftTimeLimitExceeded"
 PROFILE = cast("Profile", None)
 current: contextvars.ContextVar[str] = contextvars.ContextVar("current", default="nobody's")
 
@@ -44,10 +45,17 @@ def test_a_coroutine_function_is_told_from_a_plain_one() -> None:
 def test_a_thread_keeps_its_loop_and_shares_it_with_nobody() -> None:
     run, others = awaited(the_loop), []
     first = run(PROFILE)
-    thread = threading.Thread(target=lambda: others.append(run(PROFILE)))
+
+    def work() -> None:
+        others.append(run(PROFILE))
+        others.append(run(PROFILE))
+        others[0].close()
+
+    thread = threading.Thread(target=work)
     thread.start()
     thread.join()
     assert run(PROFILE) is first
+    assert others[0] is others[1]
     assert others[0] is not first
 
 
@@ -105,10 +113,10 @@ def test_a_worker_awaits_handlers_in_one_loop_and_a_time_limit_ends_them(site: S
     long = site.manager.submit("tests.awaits_long", ["long"], options=ONCE)
     quick = site.manager.submit("tests.awaits", [("raises", "raise"), *("abcdefgh")], options=ONCE)
     assert long.wait(60).failed == 1
-    assert [line.error["type"] for line in long.results() if line.error] == ["TimeLimitExceeded"]
+    assert [line.error["type"] for line in long.results() if line.error] == [SOFT_LIMIT]
     assert quick.wait(60).succeeded == 8
     assert [line.error["message"] for line in quick.results() if line.error] == ["raised in a coroutine"]
     assert {line.result["loops"] for line in quick.results() if line.result} == {1}
     # The child whose loop a time limit broke off goes on with another
-    again = site.manager.submit("tests.awaits", "abcdefgh", options=ONCE)
+    again = site.manager.submit("tests.awaits", list("abcdefgh"), options=ONCE)
     assert again.wait(60).succeeded == 8
