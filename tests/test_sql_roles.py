@@ -85,12 +85,20 @@ def everything(manager: QueueManager, batch_id: str) -> list[Any]:
         reads.history(batch_id),
         list(reads.results(batch_id)),
         reads.failures(batch_id),
-        reads.attempts(batch_id, "k1"),
+        [
+            reads.attempts(batch_id, "k1"),
+            reads.profiles(batch_id),
+            reads.profile(batch_id, "k1"),
+            reads.peers(batch_id),
+            [view.id for view in reads.finished("read")],
+        ],
         reads.workers(),
         reads.led(),
         reads.throughput(batch_id),
         reads.throughput(),
         reads.durations(),
+        reads.situation(),
+        reads.runs(),
         exposition(manager.database, manager.settings),
     ]
 
@@ -272,6 +280,8 @@ def test_a_reader_reads_everything_but_payloads(desk: Desk, reader: QueueManager
     seen = everything(reader, batch_id)
     assert seen[:6] == everything(QueueManager(desk.database), batch_id)[:6]
     assert desk.worker in {worker.id for worker in seen[6]}
+    assert reader.statistics.payload(batch_id, 1) is None, "a page says so, and shows the rest"
+    assert QueueManager(desk.database).statistics.payload(batch_id, 1) is not None
     assert examine(reader.database).problems == examine(desk.database).problems
     assert "permission denied" in refusal(url, "batching_reader", "SELECT payload FROM profiles")
     assert "permission denied" in refusal(url, "batching_reader", "SELECT * FROM profiles")

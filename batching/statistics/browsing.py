@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 #: Rows that one statement looks at where no index leads, and that one page does.
 STEP: Final = 10_000
-MOST_LOOKED_AT: Final = 500_000
+MOST_LOOKED_AT: Final = 1_000_000
 
 #: Word for word as in the indexes (`models.py`): SQLite uses a partial index only for a condition that it finds.
 _WAITING = text("dispatched_at IS NULL AND finished_at IS NULL")
