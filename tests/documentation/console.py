@@ -29,7 +29,7 @@ _HEREDOC: Final = re.compile(r"<<-?\s*['\"]?(\w+)['\"]?")
 _DIFFERS: Final = (
     (re.compile(r"\b[0-9a-f]{8}-[0-9a-f]{4}(-[0-9a-f]{4}){2}-[0-9a-f]{12}\b"), "<id>"),
     (re.compile(r"\b[0-9a-f]{8}(-[0-9a-f]{1,4}){1,3}\b"), "<id>"),
-    (re.compile(r"\b[0-9a-f]{4,40}…"), "<id>"),
+    (re.compile(r"\b[0-9a-f]{4,40}-?…"), "<id>"),
     (re.compile(r"\b[0-9a-f]{16}\b"), "<fingerprint>"),
     (re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d(\.\d+)?)?( UTC|Z|[+-]\d\d:\d\d)?"), "<time>"),
     (re.compile(r"\d[\d,.]*( profiles a second|/s\b)|\bat once\b"), "<rate>"),
@@ -64,7 +64,7 @@ def steps(block: Block) -> list[Step]:
             found.append(Step(last.where, last.command, (*last.expected, line)))
             continue
         command = line.removeprefix(_PROMPT)
-        while command.endswith("\\"):
+        while position < len(lines) and (command.endswith("\\") or _is_open(command)):
             command += "\n" + lines[position]
             position += 1
         if document := _HEREDOC.search(command):
@@ -73,6 +73,15 @@ def steps(block: Block) -> list[Step]:
                 position += 1
         found.append(Step(where, command, ()))
     return found
+
+
+def _is_open(command: str) -> bool:
+    """Whether a quotation goes on in the next line."""
+    try:
+        shlex.split(command, comments=True)
+    except ValueError:
+        return True
+    return False
 
 
 def without_comment(command: str) -> str:
@@ -162,7 +171,8 @@ class Shell:
 
         def ready() -> None:
             said = log.read_text(errors="replace")
-            assert is_running(pid), f"`{command}` ended:\n{said}"
+            if not is_running(pid):
+                raise RuntimeError(f"`{command}` ended:\n{said}")
             assert prompt in said, f"`{command}` did not say {prompt!r}:\n{said}"
 
         eventually(ready, timeout, 0.05)

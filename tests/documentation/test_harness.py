@@ -29,6 +29,8 @@ shown
 $ cat > file <<'END'
 $ not a command
 END
+$ quoted '{
+  "over": "lines"}'
 ```
 
 ```python title="my_handlers.py"
@@ -61,10 +63,11 @@ def test_blocks_are_found_with_what_is_said_of_them() -> None:
 
 
 def test_commands_are_told_from_what_they_print() -> None:
-    first, second = steps(next(read_blocks("page.md", PAGE)))
+    first, second, third = steps(next(read_blocks("page.md", PAGE)))
     assert without_comment(first.command) == "one \\\n    --two"
     assert (first.where, first.expected) == ("page.md:5", ("shown", "…"))
     assert second.command == "cat > file <<'END'\n$ not a command\nEND"
+    assert (third.command, third.expected) == ('quoted \'{\n  "over": "lines"}\'', ())
     with pytest.raises(AssertionError, match="output without a command"):
         steps(next(read_blocks("page.md", "```console\nprinted\n```")))
 
@@ -98,7 +101,7 @@ def test_what_runs_in_the_background_ends_with_the_shell(tmp_path: Path) -> None
     made.start("sh -c 'echo pid $$ is ready; exec sleep 60'", "is ready")
     pid = int((tmp_path / "background-0.log").read_text().split()[1])
     assert is_running(pid)
-    with pytest.raises(AssertionError, match="ended"):
+    with pytest.raises(RuntimeError, match="ended"):
         made.start("echo no", "is ready")
     before = time.monotonic()
     made.close()

@@ -58,6 +58,7 @@ class Reader:
         self._folder = folder
         self._installation = installation
         self._names = _names(installation)
+        self._engine = self._names["engine"]
         self._latest: str | None = None
         self._ports: dict[str, str] = {}
         scenes.furnish(folder)
@@ -82,7 +83,7 @@ class Reader:
     def close(self) -> None:
         """End what was started."""
         self._shell.close()
-        for each in self._names.values():
+        for each in (self._engine, *self._names.values()):
             if isinstance(each, Engine):
                 each.dispose()
 
