@@ -155,8 +155,8 @@ def test_a_worker_that_rests_still_stops_at_once(stage: Stage) -> None:
     assert stage.registered() == []
 
 
-def test_an_application_of_ones_own_has_the_commands_too(stage: Stage) -> None:
-    environment = {"HOST_BROKER_URL": stage.valkey.url, "BATCHING_HANDLERS": ""}
+def test_an_application_of_ones_own_has_the_commands_too_and_keeps_its_logging(stage: Stage) -> None:
+    environment = {"HOST_BROKER_URL": stage.valkey.url, "BATCHING_HANDLERS": "", "BATCHING_LOG_FORMAT": "json"}
     node = worker_process(stage.folder, stage.environment(**environment), app="tests.host_app", options=["--pool=solo"])
     stage._started(node, ready=True)
     line = [
@@ -173,3 +173,6 @@ def test_an_application_of_ones_own_has_the_commands_too(stage: Stage) -> None:
     done = subprocess.run(line, env=node.environment, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert only(json.loads(done.stdout))["worker"] == view(stage).id
+    # BATCHING_LOG_FORMAT is for processes of our own; this one has Celery's format
+    (ready,) = [text for text in node.logs().splitlines() if text.endswith(" ready.")]
+    assert "INFO/MainProcess] " in ready
