@@ -209,24 +209,18 @@ def managing(store: Database, publisher: RedisPublisher) -> Iterator[None]:
 
 
 def test_an_error_that_nobody_expected_does_not_end_the_manager(
-    sqlite_url: str, broker_url: str, key_prefix: str, capfd: pytest.CaptureFixture[str]
+    sqlite_url: str, broker_url: str, key_prefix: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     publisher = RedisPublisher(broker_url, key_prefix, timeout=2.0)
     with opened(sqlite_url, 2.0) as store:
         desk = Desk(store)
         desk.register()
-        said: list[str] = []
-
-        def failed() -> bool:
-            said.extend(capfd.readouterr())
-            return "turn failed" in "".join(said)
-
         with managing(store, publisher):
             first = desk.submit(1)
             eventually(lambda: publisher.lengths([LANE_OF_DESK])[LANE_OF_DESK] == 1)
             with store.begin() as connection:
                 connection.execute(text("ALTER TABLE workers RENAME TO elsewhere"))
-            eventually(failed)
+            eventually(lambda: "turn failed" in caplog.text)
             with store.begin() as connection:
                 connection.execute(text("ALTER TABLE elsewhere RENAME TO workers"))
             second = desk.submit(1)

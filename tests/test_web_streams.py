@@ -164,7 +164,7 @@ def test_a_reader_that_does_not_read_costs_nothing(
                 manager.resume(batch.id)
                 client.publish(*publication("web-streams:", [batch.id])[1:])
             manager.pause(batch.id, "the last")
-            eventually(lambda: "the last" in reader.of("batch")[-1], timeout=20)
+            eventually(lambda: "the last" in "".join(reader.of("batch")[-1:]), timeout=20)
             grown = psutil.Process(dashboard.process.pid).memory_info().rss - before
     assert grown < 20_000_000
     manager.cancel(batch.id)
