@@ -26,6 +26,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, NoSuchModuleError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.pool import NullPool, QueuePool
 from sqlalchemy.sql.functions import FunctionElement
@@ -426,6 +427,11 @@ class _Translated:
             raise NotPermittedError(
                 f"cannot do this as {self._database.role}: the role may not ({first_line(error.orig)}); use one that "
                 "may, or run deploy/postgresql/grants.sql again after an upgrade"
+            ) from error
+        if isinstance(error, PoolTimeoutError):
+            raise DatabaseUnavailableError(
+                f"cannot reach the database {mask_url(self._database.url)}: all connections of this process are in use "
+                "and none came free in time; try again when fewer things are asked of it at once"
             ) from error
         if isinstance(error, DBAPIError) and is_unavailable(error):
             said = first_line(error.orig)

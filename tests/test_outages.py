@@ -11,7 +11,7 @@ import uuid
 from collections import Counter
 from contextlib import contextmanager
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from psycopg import sql
@@ -319,3 +319,15 @@ def test_a_companion_that_cannot_be_started_is_tried_again(
     eventually(runs)
     companion.stop()
     loop.close()
+
+
+def test_a_process_whose_connections_are_all_in_use_is_told_so_and_goes_on_when_one_is_free(database: Database) -> None:
+    pool: Any = database.engine.pool
+    pool._timeout = 0.05
+    held = [database.engine.connect() for _ in range(pool.size() + pool._max_overflow)]
+    with pytest.raises(DatabaseUnavailableError, match="all connections of this process are in use"), database.read():
+        pass
+    for each in held:
+        each.close()
+    with database.read() as connection:
+        assert connection.scalar(select(func.count()).select_from(batches)) == 0
