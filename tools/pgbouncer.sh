@@ -28,11 +28,11 @@ libraries=$(apt-cache depends pgbouncer | sed -n 's/^ *Depends: \(lib[^<]*\)$/\1
 # shellcheck disable=SC2086 - one word for each package
 (cd "$work" && apt-get download -qq pgbouncer $libraries) >"$work/log" 2>&1 || cannot "$(cat "$work/log")"
 for package in "$work"/*.deb; do
-    dpkg-deb --extract "$package" "$work/root"
+    dpkg-deb --extract "$package" "$work/unpacked"
 done
 mkdir -p "$folder/lib"
-find "$work/root" -name '*.so*' ! -path '*/security/*' -exec cp -P {} "$folder/lib/" ';'
-install -m 755 "$work/root/usr/sbin/pgbouncer" "$folder/pgbouncer"
+find "$work/unpacked" -name '*.so*' ! -path '*/security/*' -exec cp -P {} "$folder/lib/" ';'
+install -m 755 "$work/unpacked/usr/sbin/pgbouncer" "$folder/pgbouncer"
 cat >"$folder/run" <<'END'
 #!/bin/sh
 here=$(dirname "$(readlink -f "$0")")

@@ -82,7 +82,12 @@ ProfilePage = page_of(
 def router(context: Context) -> APIRouter:
     """Reads of profiles."""
     routes = api_router("profiles")
+    _add_pages(routes, context)
+    _add_results(routes, context)
+    return routes
 
+
+def _add_pages(routes: APIRouter, context: Context) -> None:
     @routes.get(
         "/batches/{batch_id}/profiles",
         operation_id="listProfiles",
@@ -117,6 +122,8 @@ def router(context: Context) -> APIRouter:
     ) -> JSON:
         return JSON([run.as_json() for run in context.statistics.attempts(batch_id, key)])
 
+
+def _add_results(routes: APIRouter, context: Context) -> None:
     @routes.get(
         "/batches/{batch_id}/results",
         operation_id="streamResults",
@@ -144,8 +151,6 @@ def router(context: Context) -> APIRouter:
         lines = context.statistics.results(batch_id, payloads=payload)
         pieces = _pieces(lines, frozenset(state or ProfileState), kind)
         return StreamingResponse(in_pieces(context, pieces), media_type=kind)
-
-    return routes
 
 
 def _pieces(lines: Iterator[ResultLine], states: frozenset[ProfileState], kind: str) -> Iterator[bytes]:

@@ -181,19 +181,6 @@ PreflightReport = model_of(Preflight, "Preflight")
 def router(context: Context) -> APIRouter:
     """`POST /batches`, `POST /preflight`."""
     routes = api_router("batches")
-    limits = Limits.from_settings(context.settings)
-
-    async def read(request: Request, said: Said, use: Callable[[Submission, Source], JSON]) -> JSON:
-        """Call what submits, in a thread, with profiles from either kind of body."""
-        if media_type(request) in JSON_LINES:
-            submission = said.submission()
-            return await streamed(
-                context, request, lambda file: use(submission, lines_of(file, limits, key_column=said.key_column))
-            )
-        if said.model_fields_set:
-            raise InvalidInputError("say everything in the JSON document; the address is for JSON lines")
-        document = await json_body(request)
-        return await context.run(lambda: _from(document, use, limits))
 
     @routes.post(
         "/batches",
@@ -223,7 +210,7 @@ def router(context: Context) -> APIRouter:
                 submitted(batch), 201 if batch.created else 200, headers={"Location": f"/api/v1/batches/{batch.id}"}
             )
 
-        return await read(request, said, use)
+        return await _read(context, request, said, use)
 
     @routes.post(
         "/preflight",
@@ -237,12 +224,26 @@ def router(context: Context) -> APIRouter:
             found = context.access.preflight(submission.handler, source, **submission.asked())
             return JSON(found.as_json())
 
-        return await read(request, said, use)
+        return await _read(context, request, said, use)
 
     return routes
 
 
 _ADAPTER: TypeAdapter[Submission] = TypeAdapter(Submission)
+
+
+async def _read(context: Context, request: Request, said: Said, use: Callable[[Submission, Source], JSON]) -> JSON:
+    """Call what submits, in a thread, with profiles from either kind of body."""
+    limits = Limits.from_settings(context.settings)
+    if media_type(request) in JSON_LINES:
+        submission = said.submission()
+        return await streamed(
+            context, request, lambda file: use(submission, lines_of(file, limits, key_column=said.key_column))
+        )
+    if said.model_fields_set:
+        raise InvalidInputError("say everything in the JSON document; the address is for JSON lines")
+    document = await json_body(request)
+    return await context.run(lambda: _from(document, use, limits))
 
 
 def _from(document: Any, use: Callable[[Submission, Source], JSON], limits: Limits) -> JSON:
