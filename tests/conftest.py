@@ -13,6 +13,7 @@ import pytest
 from batching import migration
 from batching.database import Database
 from batching.settings import get_settings
+from tests.command_line import manager, run  # noqa: F401 - fixtures, as those below
 from tests.nodes import (  # noqa: F401 - fixtures: pytest finds them here by name
     celery_backend_cluster,
     celery_broker,

@@ -17,12 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 import pytest
-from alembic import command
-from click.testing import CliRunner
 from rich.console import Console
 from sqlalchemy import update
 
-from batching import migration
 from batching.cli.display import Display, plain_line
 from batching.cli.main import VERBS, cli
 from batching.cli.output import duration, rate, safe, short_ids
@@ -30,51 +27,22 @@ from batching.interfaces import Ending, ErrorInfo, Outcome, WorkerInfo
 from batching.models import batches, counters
 from batching.options import BatchOptions
 from batching.policies import settlement
-from batching.queue_manager import Batch, QueueManager
 from batching.registry import WorkerRegistry
-from batching.settings import get_settings
 from batching.states import BatchState
+from tests.command_line import call, document
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from click.testing import Result
 
-    from batching.database import Database
+    from batching.queue_manager import Batch, QueueManager
+
 
 ROOT = Path(__file__).parent.parent
 HANDLER = "tests.handler"
 FAILURE = Outcome(Ending.FAILED, error=ErrorInfo("ValueError", "bad\x1b[31m row", "f" * 16))
 SUCCESS = Outcome(Ending.SUCCEEDED, result='{"name":"Zoë"}')
-
-
-@pytest.fixture
-def manager(database: Database, monkeypatch: pytest.MonkeyPatch) -> Iterator[QueueManager]:
-    """A store with a schema of the right version, which the environment names."""
-    with database.begin() as connection:
-        command.stamp(migration._config(connection), "head")
-    monkeypatch.setenv("BATCHING_DATABASE_URL", database.url)
-    get_settings.cache_clear()
-    manager = QueueManager(database)
-    yield manager
-    manager.close()
-
-
-@pytest.fixture
-def run(manager: QueueManager) -> Callable[..., Result]:
-    """Call a verb in this process."""
-    del manager
-    return call
-
-
-def call(*arguments: str, stdin: str | bytes | None = None, env: dict[str, str] | None = None) -> Result:
-    get_settings.cache_clear()
-    return CliRunner().invoke(cli, [str(each) for each in arguments], input=stdin, env=env)
-
-
-def document(result: Result) -> Any:
-    assert result.exit_code == 0, result.output
-    return json.loads(result.stdout)
 
 
 def submit(manager: QueueManager, count: int = 3, **more: Any) -> Batch:

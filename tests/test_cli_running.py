@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from tests.test_cli_reading import HANDLER, call, document, manager, run, submit  # noqa: F401 - fixtures among them
+from tests.command_line import call, document
+from tests.test_cli_reading import HANDLER, submit
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
 
 
 def test_groups_take_turns_in_the_places_that_are_shown(
-    run: Callable[..., Result],  # noqa: F811 - the fixture
-    manager: QueueManager,  # noqa: F811 - the fixture
+    run: Callable[..., Result],
+    manager: QueueManager,
     tmp_path: Path,
 ) -> None:
     file = tmp_path / "lines.txt"
@@ -34,8 +35,8 @@ def test_groups_take_turns_in_the_places_that_are_shown(
 
 
 def test_a_batch_is_executed_ahead_of_its_turn(
-    run: Callable[..., Result],  # noqa: F811 - the fixture
-    manager: QueueManager,  # noqa: F811 - the fixture
+    run: Callable[..., Result],
+    manager: QueueManager,
 ) -> None:
     first, second = submit(manager, priority=9), submit(manager)
     assert document(run("execute", second.id, "--json"))["place"] == 1
@@ -48,7 +49,7 @@ def test_a_batch_is_executed_ahead_of_its_turn(
 
 
 def test_a_group_that_is_none_is_wrong_use(
-    run: Callable[..., Result],  # noqa: F811 - the fixture
+    run: Callable[..., Result],
     tmp_path: Path,
 ) -> None:
     file = tmp_path / "lines.txt"
@@ -58,8 +59,8 @@ def test_a_group_that_is_none_is_wrong_use(
 
 
 def test_queues_are_set_paused_drained_and_resumed(
-    run: Callable[..., Result],  # noqa: F811 - the fixture
-    manager: QueueManager,  # noqa: F811 - the fixture
+    run: Callable[..., Result],
+    manager: QueueManager,
 ) -> None:
     assert "there are no queues" in run("queue", "list").stderr
     made = document(run("queue", "set", "night", "--max-running", "3", "--max-concurrency", "8", "--json"))
@@ -80,8 +81,8 @@ def test_queues_are_set_paused_drained_and_resumed(
 
 
 def test_limits_are_set_listed_and_removed(
-    run: Callable[..., Result],  # noqa: F811 - the fixture
-    manager: QueueManager,  # noqa: F811 - the fixture
+    run: Callable[..., Result],
+    manager: QueueManager,
 ) -> None:
     assert "there are no rate limits" in run("limit", "list").stderr
     assert "limited key crm-api to 10/s, 20 at once" in run("limit", "set", "crm-api", "600/m", "--burst", "20").output
@@ -101,8 +102,8 @@ def test_limits_are_set_listed_and_removed(
 
 
 def test_a_batch_is_submitted_after_others(
-    run: Callable[..., Result],  # noqa: F811 - the fixture
-    manager: QueueManager,  # noqa: F811 - the fixture
+    run: Callable[..., Result],
+    manager: QueueManager,
     tmp_path: Path,
 ) -> None:
     file = tmp_path / "lines.txt"

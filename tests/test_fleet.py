@@ -12,36 +12,18 @@ from sqlalchemy import literal, update
 from batching.database import later
 from batching.errors import UnknownWorkerError
 from batching.models import workers
-from batching.queue_manager import QueueManager
 from batching.registry import WorkerRegistry
-from batching.settings import get_settings
 from batching.statistics.fleet import Occupation
-from tests.test_cli_reading import call, document
+from tests.command_line import call, document
 from tests.test_statistics import Line
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from click.testing import Result
 
     from batching.database import Database
-
-
-@pytest.fixture
-def manager(database: Database, monkeypatch: pytest.MonkeyPatch) -> Iterator[QueueManager]:
-    """A store that the environment names."""
-    monkeypatch.setenv("BATCHING_DATABASE_URL", database.url)
-    get_settings.cache_clear()
-    manager = QueueManager(database)
-    yield manager
-    manager.close()
-
-
-@pytest.fixture
-def run(manager: QueueManager) -> Callable[..., Result]:
-    """Call a verb in this process."""
-    del manager
-    return call
+    from batching.queue_manager import QueueManager
 
 
 @pytest.fixture

@@ -22,35 +22,18 @@ from rich.console import Console
 from batching.cli.screen import draw
 from batching.cli.top import take
 from batching.interfaces import Ending, ErrorInfo, Outcome
-from batching.queue_manager import QueueManager
-from batching.settings import get_settings
-from tests.test_cli_reading import call, document, submit
+from tests.command_line import document
+from tests.test_cli_reading import submit
 from tests.test_statistics import FAILURE, OTHER_FAILURE, SUCCESS, Line
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from click.testing import Result
 
     from batching.cli.top import Snapshot
     from batching.database import Database
-
-
-@pytest.fixture
-def manager(database: Database, monkeypatch: pytest.MonkeyPatch) -> Iterator[QueueManager]:
-    """A store that the environment names."""
-    monkeypatch.setenv("BATCHING_DATABASE_URL", database.url)
-    get_settings.cache_clear()
-    manager = QueueManager(database)
-    yield manager
-    manager.close()
-
-
-@pytest.fixture
-def run(manager: QueueManager) -> Callable[..., Result]:
-    """Call a verb in this process."""
-    del manager
-    return call
+    from batching.queue_manager import QueueManager
 
 
 @pytest.fixture
