@@ -32,10 +32,13 @@ _BROKER_NOTE = 4.0
 
 
 class SilenceWatch:
-    """Declares nobody dead whom it has not itself watched being silent for a full lease, without a gap.
+    """Declares nobody dead whom it has not itself watched being silent for a full lease.
 
     After an outage of SQL everybody looks silent, since nobody could write; so a stored time proves nothing. What
-    proves it is that this process looked again and again for a whole lease, and the sign of life never changed.
+    proves it is that this process looked again and again, and the sign of life never changed. Time in which something
+    went wrong does not count: who watches was hindered, and so may have been who is watched. It takes nothing away
+    from what was watched before, either, or a database that errs now and then would let the dead live for ever; only a
+    long gap does, after which nobody knows how things were.
 
     Args:
         lease: Seconds of watched silence.
@@ -45,25 +48,27 @@ class SilenceWatch:
     def __init__(self, lease: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._lease = lease
         self._clock = clock
-        self._seen: dict[str, tuple[datetime | None, float]] = {}
+        self._silence: dict[str, tuple[datetime | None, float]] = {}
         self._last_look: float | None = None
+        self._hindered = False
 
     def look(self, signs: Mapping[str, datetime | None]) -> list[str]:
         """Take note of everybody's last sign of life; returns whose silence has lasted a full lease."""
         at = self._clock()
-        if self._last_look is not None and at - self._last_look > self._lease / 2:
-            self._seen.clear()  # a gap: we were frozen, or SQL was away
-        self._last_look = at
-        self._seen = {
-            worker: self._seen[worker] if worker in self._seen and self._seen[worker][0] == sign else (sign, at)
-            for worker, sign in signs.items()
-        }
-        return [worker for worker, (_, since) in self._seen.items() if at - since >= self._lease]
+        passed = 0.0 if self._last_look is None else at - self._last_look
+        if passed > self._lease / 2:
+            self._silence.clear()  # a gap: we were frozen, or SQL was away
+        watched = 0.0 if self._hindered else passed
+        self._last_look, self._hindered = at, False
+        before, self._silence = self._silence, {}
+        for worker, sign in signs.items():
+            last = before.get(worker)
+            self._silence[worker] = (sign, last[1] + watched if last and last[0] == sign else 0.0)
+        return [worker for worker, (_, seconds) in self._silence.items() if seconds >= self._lease]
 
-    def forget(self) -> None:
-        """Begin anew: this process was not the leader for a while."""
-        self._seen.clear()
-        self._last_look = None
+    def hinder(self) -> None:
+        """Something went wrong: the time from the last look to the next does not count."""
+        self._hindered = True
 
 
 class Swept(NamedTuple):
@@ -104,10 +109,9 @@ class Sweeper:
         self._watch = SilenceWatch(settings.worker_lease)
         self._incarnation: str | None = None
 
-    def forget(self) -> None:
-        """Begin anew, after a time of not being the leader."""
-        self._watch.forget()
-        self._incarnation = None
+    def resume(self) -> None:
+        """Go on, after an error or a time of not being the leader."""
+        self._watch.hinder()
 
     def sweep(self, term: LeaderTerm, outlook: Outlook) -> Swept:
         """One pass.

@@ -122,13 +122,31 @@ def test_a_worker_that_left_is_forgotten() -> None:
     assert watch.look(signs(0)) == []
 
 
-def test_a_new_leader_begins_to_watch_anew() -> None:
+def test_time_in_which_something_went_wrong_does_not_count() -> None:
     clock = Clock()
     watch = SilenceWatch(LEASE, clock)
     watch.look(signs(0))
-    watch.forget()
-    clock.at += 10
+    for _ in range(20):
+        watch.hinder()
+        clock.at += 4
+        assert watch.look(signs(0)) == []
+    clock.at += 5
     assert watch.look(signs(0)) == []
+    clock.at += 5
+    assert watch.look(signs(0)) == ["w"]
+
+
+def test_errors_now_and_then_do_not_let_the_dead_live_for_ever() -> None:
+    clock = Clock()
+    watch = SilenceWatch(LEASE, clock)
+    seconds = 0
+    while not watch.look(signs(0)):
+        clock.at += 1
+        seconds += 1
+        if seconds % 2:
+            watch.hinder()
+        assert seconds <= 2 * LEASE + 1
+    assert seconds >= 2 * LEASE
 
 
 # --- dead workers and orphans

@@ -172,7 +172,7 @@ class Manager:
             faults.reach("lease.taken")
             self._state.rehearse(self._term)
             spare_what_is_loaded()
-            self._sweeper.forget()
+            self._sweeper.resume()
             self._dispatcher.forget()
             self._outlook = None
             self._next_sweep = 0.0
