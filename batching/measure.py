@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from sqlalchemy import delete, select
 from sqlalchemy.dialects import postgresql, sqlite
 
-from batching.database import now
+from batching.dialects import now
 from batching.errors import DatabaseUnavailableError
 from batching.figures import Figures
 from batching.logs import Log

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import Double, and_, exists, func, literal, literal_column, null, select, union_all
 
-from batching.database import age, now
+from batching.dialects import age, now
 from batching.models import ACTIVE, HAS_DEADLINE, LINE_ORDER, SCHEDULED, batches, queues, rate_limits
 from batching.moves import braking, dependencies, leadership, turns
 from batching.moves.rows import as_counted, counted_batches

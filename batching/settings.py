@@ -46,7 +46,7 @@ class Settings(BaseSettings):
     heartbeat_interval: float = Field(2.5, gt=0, le=60)
     """Seconds between two signs of life of a worker."""
     worker_lease: float = Field(10.0, gt=0, le=3600)
-    """Seconds of silence, watched without a gap, after which a worker is dead. At least three heartbeats."""
+    """Seconds of silence, watched by the leader, after which a worker is dead. At least three heartbeats."""
     leader_lease: float = Field(6.0, gt=0, le=3600)
     """Seconds after which a silent leader is replaced."""
     poll_interval: float = Field(0.2, gt=0, le=60)

@@ -107,6 +107,8 @@ class Sweeper:
         self._publisher = publisher
         self._settings = settings
         self._watch = SilenceWatch(settings.worker_lease)
+        self._failed: set[str] = set()
+        """Workers whose runs could not be taken back when that was tried last."""
         self._incarnation: str | None = None
 
     def resume(self) -> None:
@@ -138,8 +140,11 @@ class Sweeper:
             signs: dict[str, datetime | None] = dict(leadership.heartbeats(connection))
             signs |= dict.fromkeys(sweep.orphaned_workers(connection))
         lost = 0
-        for worker_id in self._watch.look(signs):
+        # One that cannot be taken back must not keep those behind it waiting: it comes last in the next pass.
+        for worker_id in sorted(self._watch.look(signs), key=self._failed.__contains__):
+            self._failed.add(worker_id)
             taken = self._state.take_back(worker_id, signs[worker_id], term)
+            self._failed.discard(worker_id)
             if taken is not None:
                 faults.reach("lost.taken")
                 log.warning("worker is dead", worker=worker_id, lost_runs=len(taken))

@@ -11,7 +11,7 @@ from sqlalchemy import literal, select
 
 from batching.cli.following import write_lines
 from batching.cli.main import cli
-from batching.database import later
+from batching.dialects import later
 from batching.errors import IllegalMoveError, InvalidInputError
 from batching.models import attempts, batches, profiles
 from batching.queue_manager import QueueManager

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import literal, select, update
 
 from batching.brakes import LimitKey, burst_of, parse_rate
-from batching.database import later
+from batching.dialects import later
 from batching.errors import InvalidInputError, UnknownQueueError
 from batching.models import rate_limits
 from batching.moves import braking

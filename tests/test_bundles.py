@@ -632,4 +632,4 @@ def test_the_accounts_are_even_after_every_way_to_come_back(recorded: Recorded) 
         bench.finished(batch_id)
     eventually(lambda: not bench.consumer.held)
     eventually(lambda: not bench.consumer.bundles)
-    assert bench.consumer._appetite._active[HANDLER] == 0
+    assert bench.consumer.appetite._active[HANDLER] == 0

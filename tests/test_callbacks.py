@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import literal, select
 
-from batching.database import Database, later
+from batching.dialects import later
 from batching.errors import IllegalMoveError, InvalidInputError, UnknownBatchError, UnknownCallbackError
 from batching.interfaces import Ending, Outcome
 from batching.models import callbacks, profiles
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from batching.callbacks import Callback
+    from batching.database import Database
 
 ASKED: dict[str, Any] = {"on_success": "app.good", "on_failure": "app.bad", "on_finish": "app.over"}
 OTHER = str(uuid.UUID(int=2))

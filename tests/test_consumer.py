@@ -31,12 +31,13 @@ from batching.registry import WorkerRegistry
 from batching.settings import Settings
 from batching.state_manager import BatchStateManager
 from tests.support import eventually
-from workers.consumer import LaneConsumer, Ports
+from workers.consumer import LaneConsumer
 from workers.drain import Drain
 from workers.executors import PoolExecutor
 from workers.hubs import HubBridge
 from workers.loops import Loop
 from workers.offers import Reader
+from workers.ports import Ports
 from workers.publisher import RedisPublisher, lane_key
 from workers.tasks import bind
 
@@ -138,7 +139,7 @@ class Bench:
     def start(self) -> None:
         self.loop.call_soon(self.consumer.start)
         self.thread.start()
-        eventually(lambda: self.consumer.registered)
+        eventually(lambda: self.consumer.life.registered)
 
     def batch(self, payloads: Sequence[str]) -> str:
         receipt = self.state.create_batch(BatchSpec(HANDLER, "bench", options=BatchOptions(max_passes=1)))
@@ -220,7 +221,7 @@ def test_settlements_are_told_to_whoever_watches_and_not_one_by_one(bench: Bench
     began = time.monotonic()
     bench.start()
     bench.finished(batch_id)
-    eventually(lambda: not bench.consumer.held and not bench.consumer.news)
+    eventually(lambda: not bench.consumer.held and not bench.consumer.bell.news)
     eventually(lambda: frozenset({batch_id}) in heard)
     most = (time.monotonic() - began) / PAUSE + 1
     assert len([ids for ids in heard if ids]) <= most
@@ -234,7 +235,7 @@ def test_a_message_that_arrives_twice_runs_once(bench: Bench) -> None:
     bench.start()
     bench.finished(batch_id)
     bench.leader.republish(dispatches)
-    eventually(lambda: bench.consumer.refused + bench.consumer.duplicates == 100)
+    eventually(lambda: bench.consumer.intake.refused + bench.consumer.intake.duplicates == 100)
     assert set(bench.states(batch_id)) == {("succeeded", 1, 1)}
 
 
@@ -279,8 +280,8 @@ def test_while_sql_is_away_nothing_is_popped_and_outcomes_wait(bench: Bench) -> 
             gate.set()
         eventually(lambda: len(bench.consumer.outcomes) == 2 and not bench.consumer.gate.open)
         bench.leader.republish(rest)
-        eventually(lambda: bench.consumer.popper.outstanding == 0)
-        kept = bench.publisher.lengths([LANE])[LANE] + len(bench.consumer.pending)
+        eventually(lambda: bench.consumer.intake.popper.outstanding == 0)
+        kept = bench.publisher.lengths([LANE])[LANE] + len(bench.consumer.intake.pending)
         assert kept == 40
     bench.finished(batch_id)
 

@@ -11,7 +11,8 @@ from sqlalchemy import Integer, Text, bindparam, func, insert, literal, select, 
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import IntegrityError
 
-from batching.database import Database, JSONText
+from batching.database import Database
+from batching.dialects import JSONText
 from batching.errors import DatabaseUnavailableError
 from batching.models import queues
 from batching.moves import promotion, statements

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import literal, update
 
-from batching.database import later
+from batching.dialects import later
 from batching.dispatcher import Dispatcher
 from batching.errors import BrokerUnavailableError
 from batching.execution_manager import BatchExecutionManager

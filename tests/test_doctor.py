@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import delete, literal, select, update
 
 from batching import doctor
-from batching.database import later, now
+from batching.dialects import later, now
 from batching.execution_manager import BatchExecutionManager
 from batching.models import counters, history, leases, profiles, workers
 from batching.states import BatchState, StopTarget

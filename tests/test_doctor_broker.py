@@ -9,7 +9,8 @@ import pytest
 from sqlalchemy import literal
 
 from batching import doctor
-from batching.database import Database, later
+from batching.database import Database
+from batching.dialects import later
 from batching.execution_manager import BatchExecutionManager
 from batching.interfaces import Lane
 from tests.accounting import HANDLER, Desk, plant

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import Text, delete, literal, null, update
 from sqlalchemy.exc import IntegrityError
 
-from batching.database import later, now
+from batching.dialects import later, now
 from batching.doctor import examine
 from batching.models import NOBODY, batches, bulk_moves, counters, leases, profiles, workers
 from batching.moves.profile import running_of

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import literal, update
 
-from batching.database import later
+from batching.dialects import later
 from batching.errors import UnknownWorkerError
 from batching.models import workers
 from batching.registry import WorkerRegistry

@@ -16,7 +16,8 @@ import pytest
 from sqlalchemy import literal, update
 
 from batching import health
-from batching.database import Database, later
+from batching.database import Database
+from batching.dialects import later
 from batching.errors import ConfigurationError
 from batching.health import Check, Health
 from batching.interfaces import Lane, WorkerInfo

@@ -17,7 +17,8 @@ from sqlalchemy.orm import Session
 
 from batching import migration, submission
 from batching.copying import can_copy
-from batching.database import Database, later
+from batching.database import Database
+from batching.dialects import later
 from batching.errors import DatabaseUnavailableError, IllegalMoveError, InvalidInputError
 from batching.intake import Limits, from_iterable
 from batching.models import NOBODY, batches, counters, history, profiles, queues

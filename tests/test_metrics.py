@@ -16,7 +16,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import event, insert, literal, text, update
 
-from batching.database import Database, later, now
+from batching.database import Database
+from batching.dialects import later, now
 from batching.errors import ConfigurationError, DatabaseUnavailableError
 from batching.figures import MOST_HANDLERS, OTHER, Figures
 from batching.measure import Measurer

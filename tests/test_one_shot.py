@@ -3,16 +3,19 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
+from urllib.request import urlopen
 
 import psutil
 import pytest
 
 from batching import BatchState
+from batching.cli import up as foreground
 from batching.database import Database
 from batching.migration import upgrade
 from batching.queue_manager import QueueManager
@@ -307,6 +310,59 @@ def test_up_serves_producers_until_it_is_told_to_stop(folder: Path, number: sign
         assert process.returncode == code, told
         for pid in family:
             wait_for_exit(pid)
+
+
+def test_up_shows_the_dashboard(folder: Path) -> None:
+    with started(folder, "up", "-c", "1", "--port", "0") as process:
+        assert process.stdout is not None
+        told = next(line for line in process.stdout if line.startswith("# dashboard: "))
+        address = told.removeprefix("# dashboard: ").strip()
+        with urlopen(address, timeout=TIMEOUT) as answer:
+            assert "<h1" in answer.read().decode()
+        family = descendants(process.pid)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=TIMEOUT)
+        assert process.returncode == 0, said
+        for pid in family:
+            wait_for_exit(pid)
+
+
+def test_up_goes_on_when_the_dashboard_cannot_start(folder: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with started(folder, "up", "--handlers", "my_handlers", "-c", "1", "--port", str(port)) as process:
+            urls = exported(process)
+            assert process.stderr is not None
+            said = "".join(iter_until(process.stderr, f"cannot listen on 127.0.0.1 port {port}"))
+            assert "# the dashboard ended with code 2" in said
+            database = Database(urls["BATCHING_DATABASE_URL"])
+            batch = QueueManager(database, urls["BATCHING_BROKER_URL"]).submit("text.upper", [("a", "x")])
+            assert batch.wait(TIMEOUT).state is BatchState.SUCCEEDED
+            database.close()
+
+
+def iter_until(stream: IO[str], words: str) -> Iterator[str]:
+    """Its lines, to the first one with these words."""
+    for line in stream:
+        yield line
+        if words in line:
+            return
+    raise AssertionError(f"nobody said {words!r}")
+
+
+def test_up_starts_no_dashboard_that_nobody_wants(folder: Path) -> None:
+    with started(folder, "up", "-c", "1", "--no-dashboard") as process:
+        exported(process)
+        eventually((folder / ".batching" / "worker.log").exists, TIMEOUT)
+        assert not (folder / ".batching" / "dashboard.log").exists()
+
+
+def test_the_dashboard_takes_a_free_port_when_the_usual_one_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        monkeypatch.setattr(foreground, "_PORT", port)
+        assert foreground.usual_or_free() == 0
+    assert foreground.usual_or_free() == port
 
 
 def test_run_shares_the_server_of_up(folder: Path) -> None:

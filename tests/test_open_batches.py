@@ -10,7 +10,8 @@ import pytest
 from sqlalchemy import literal, select
 from sqlalchemy.orm import Session
 
-from batching.database import Database, later
+from batching.database import Database
+from batching.dialects import later
 from batching.errors import IllegalMoveError, InvalidInputError, UnknownBatchError
 from batching.models import batches, profiles
 from batching.moves import appending

@@ -19,7 +19,8 @@ from sqlalchemy import func, select, text
 from sqlalchemy.engine import make_url
 
 from batching import state_manager
-from batching.database import Database, later
+from batching.database import Database
+from batching.dialects import later
 from batching.errors import DatabaseUnavailableError
 from batching.execution_manager import BatchExecutionManager
 from batching.interfaces import Lane

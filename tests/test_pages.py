@@ -194,7 +194,7 @@ def test_the_system_shows_queues_limits_and_callbacks_that_are_dead(site: Site) 
     batch_id = submit(site, options=BatchOptions(max_attempts=1, on_finish="some.task"))
     run(site, batch_id)
     with site.database.begin() as connection:
-        from batching.database import now
+        from batching.dialects import now
 
         connection.execute(callbacks.update().values(state="dead", settled_at=now(), error="refused"))
     page = text_of(site.get("/system"))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import literal, select
 
-from batching.database import later
+from batching.dialects import later
 from batching.models import batches
 from batching.states import BatchState
 from batching.statistics import Statistics

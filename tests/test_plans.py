@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import event, insert, text
 
-from batching.database import now
+from batching.dialects import now
 from batching.measure import Measurer
 from batching.models import batches
 from batching.moves import sweep

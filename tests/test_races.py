@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import literal, select, text, update
 
-from batching.database import Database, later
+from batching.database import Database
+from batching.dialects import later
 from batching.errors import IllegalMoveError, UnknownBatchError
 from batching.interfaces import Ending, LeaderTerm, Outcome
 from batching.models import batches, history, leases, profiles, workers

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import literal, select
 from sqlalchemy.orm import Session
 
-from batching.database import later
+from batching.dialects import later
 from batching.errors import InvalidInputError
 from batching.models import batches
 from batching.moves import profile

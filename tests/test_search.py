@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from sqlalchemy import literal, text
 
 from batching.cli.main import cli
-from batching.database import later
+from batching.dialects import later
 from batching.errors import InvalidInputError
 from batching.queue_manager import QueueManager
 from batching.states import BatchState

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import literal, select, update
 
-from batching.database import later
+from batching.dialects import later
 from batching.errors import IllegalMoveError, InvalidInputError, UnknownBatchError
 from batching.interfaces import Ending, IBatchStateManager, LeaderTerm, Outcome, RunId
 from batching.models import attempts, batches, history, profiles, queues

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import null
 
-from batching.database import now
+from batching.dialects import now
 from batching.errors import IllegalMoveError
 from batching.moves.rows import lock_batch, move_batch
 from batching.states import (

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import event, insert, literal, update
 
-from batching.database import later, now
+from batching.dialects import later, now
 from batching.errors import InvalidInputError, UnknownBatchError
 from batching.interfaces import Ending, ErrorInfo, LeaderTerm, Outcome, WorkerInfo
 from batching.models import batches, leases, queues, rates, workers

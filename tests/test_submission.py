@@ -13,7 +13,7 @@ from sqlalchemy import create_engine, func, literal, select, text
 from sqlalchemy.orm import Session
 
 from batching import submission
-from batching.database import Database, later
+from batching.dialects import later
 from batching.errors import InvalidInputError
 from batching.models import batches, profiles
 from batching.options import BatchSpec
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from sqlalchemy import Engine
+
+    from batching.database import Database
 
 
 @pytest.fixture

@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import literal, select, update
 
-from batching.database import later
+from batching.dialects import later
+from batching.errors import DatabaseUnavailableError
 from batching.execution_manager import BatchExecutionManager
 from batching.interfaces import Lane
 from batching.models import batches, profiles, workers
 from batching.options import BatchSpec, ProfileInput
 from batching.outlook import look
 from batching.settings import Settings
+from batching.state_manager import BatchStateManager
 from batching.states import BatchState, ProfileState, StopTarget
 from batching.sweeper import SilenceWatch, Sweeper
 from tests.accounting import FAILED, HANDLER, Desk, assert_accounted, effective_states, plant, plant_batch
@@ -23,6 +25,7 @@ from tests.recording import RecordingPublisher
 
 if TYPE_CHECKING:
     from batching.database import Database
+    from batching.interfaces import LeaderTerm, RunId
     from batching.sweeper import Swept
 
 LEASE = 10.0
@@ -172,6 +175,43 @@ def test_a_dead_workers_runs_wait_again_and_its_neighbours_go_on(broom: Broom) -
         assert list(connection.scalars(select(workers.c.id))) == [living]
         row = connection.execute(select(profiles).where(profiles.c.number == 1)).one()
     assert (row.losses, row.attempts) == (1, 0)
+
+
+class Refusing(BatchStateManager):
+    """The real one; the database is away whenever it takes back what one worker held."""
+
+    refused = ""
+
+    def take_back(self, worker_id: str, last_seen: datetime | None, term: LeaderTerm) -> list[RunId] | None:
+        if worker_id == self.refused:
+            raise DatabaseUnavailableError("the connection was lost")
+        return super().take_back(worker_id, last_seen, term)
+
+
+def test_a_worker_that_cannot_be_taken_back_keeps_no_other_waiting(broom: Broom) -> None:
+    desk = broom.desk
+    first, second = sorted((desk.register(), desk.register(str(uuid.uuid4()))))
+    batch_id = desk.start(2)
+    for worker in (first, second):
+        desk.claim(batch_id, 1, worker)
+    state = broom.sweeper._state = Refusing(desk.database)
+    for name in (first, second):
+        state.refused = name
+        broom.watch(LEASE - 1)
+        broom.clock.at += 1
+        for _ in range(2):  # it fails, and fails again after the other was taken back
+            with pytest.raises(DatabaseUnavailableError):
+                broom.sweep()
+        with desk.database.read() as connection:
+            assert list(connection.scalars(select(workers.c.id))) == [name]
+        state.refused = ""
+        assert broom.sweep().lost_runs == 1
+        if name == first:
+            desk.register(first)
+            desk.register(second)
+            desk.claim(batch_id, 1, first)
+            desk.claim(batch_id, 1, second)
+    assert_accounted(desk.database, batch_id)
 
 
 def test_an_old_heartbeat_alone_kills_nobody(broom: Broom) -> None:

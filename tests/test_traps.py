@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import literal, select
 
-from batching.database import later
+from batching.dialects import later
 from batching.errors import IllegalMoveError
 from batching.interfaces import Ending, Outcome
 from batching.models import batches, callbacks

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import insert, literal, select
 
-from batching.database import later
+from batching.dialects import later
 from batching.models import NOBODY, batches, counters, queues
 from batching.moves.turns import places
 from batching.options import BatchOptions

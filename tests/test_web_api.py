@@ -16,10 +16,13 @@ from click.testing import CliRunner
 from batching import errors, statistics
 from batching.cli.main import cli
 from batching.database import Database
+from batching.figures import Figures
 from batching.models import profiles
+from batching.moves import figures as figure_moves
 from batching.queue_manager import QueueManager
 from batching.settings import get_settings
 from batching.states import BatchState, ProfileState
+from batching.statistics import Statistics
 from batching.statistics.views import _AsJSON
 from batching.web.api import common
 from batching.web.problems import STATUS, slug_of
@@ -93,7 +96,7 @@ def test_it_answers_what_the_command_line_prints(
     }
     for path, arguments in pairs.items():
         answered = good(client.get(f"{API}/{path}"))
-        answered = answered["items"] if path.startswith("batches?") else answered
+        answered = answered["items"] if path.startswith(("batches?", "callbacks")) else answered
         assert answered == printed(monkeypatch, database, *arguments), path
     assert good(client.get(f"{API}/batches/{waits[:13]}"))["id"] == waits
 
@@ -132,6 +135,49 @@ def test_a_list_is_read_page_by_page(client: TestClient, desk: Desk) -> None:
 @pytest.mark.parametrize("cursor", ["x", "e30", "W10", "bnVsbA", "é", "eyJiYXRjaCI6MX0", "eyJiYXRjaCI6IngifQ"])
 def test_a_cursor_that_nobody_made_is_refused(client: TestClient, cursor: str) -> None:
     problem(client.get(f"{API}/batches", params={"cursor": cursor}), 422, "invalid-input")
+
+
+def test_callbacks_are_read_page_by_page(client: TestClient, desk: Desk) -> None:
+    made = []
+    for _ in range(5):
+        batch_id = desk.start(1, on_finish="app.over")
+        desk.work(batch_id)
+        made.append(batch_id)
+    found: list[str] = []
+    page = good(client.get(f"{API}/callbacks?limit=2"))
+    while True:
+        assert len(page["items"]) <= 2
+        found += [callback["batch_id"] for callback in page["items"]]
+        if page["next"] is None:
+            break
+        page = good(client.get(f"{API}/callbacks", params={"limit": "2", "cursor": page["next"]}))
+    assert found == made[::-1]
+    for cursor in ("e30", "eyJjYWxsYmFjayI6IngifQ"):  # {} and {"callback":"x"}
+        problem(client.get(f"{API}/callbacks?cursor={cursor}"), 422, "invalid-input")
+
+
+def test_what_was_measured_is_what_the_statistics_tell(client: TestClient, desk: Desk, database: Database) -> None:
+    batch_id = desk.submit(5)
+    process = Figures()
+    process.ran("h", batch_id, 0.02)
+    process.ended("h", batch_id, {"succeeded": 1})
+    news = process.news()
+    assert news is not None
+    figure_moves._known.clear()
+    with database.begin() as connection:
+        assert figure_moves.tell(connection, news)
+        assert figure_moves.fold(connection) == 1
+
+    reads = Statistics(database)
+    (point,) = (each for each in good(client.get(f"{API}/throughput?minutes=5")) if each["settled"])
+    assert (point["succeeded"], point["failed"], point["seconds"]) == (1, 0, 10)
+    assert good(client.get(f"{API}/batches/{batch_id}/throughput"))[0]["settled"] == 1
+    assert good(client.get(f"{API}/durations")) == reads.durations().as_json()
+    found = good(client.get(f"{API}/batches/{batch_id[:13]}/durations"))
+    assert found == reads.durations(batch_id).as_json()
+    assert (found["runs"], found["bounds"][-1]) == (1, None)
+    problem(client.get(f"{API}/batches/{uuid.uuid4()}/durations"), 404, "unknown-batch")
+    problem(client.get(f"{API}/throughput?minutes=0"), 422, "invalid-request")
 
 
 def test_batches_are_searched(client: TestClient) -> None:
@@ -531,11 +577,13 @@ def test_every_view_is_described_as_it_is_sent(desk: Desk, database: Database) -
     assert "counted from 1" in common.Batch.model_json_schema()["properties"]["pass"]["description"]
 
 
-def test_no_view_is_left_out() -> None:
-    kinds = [kind for kind in vars(statistics).values() if isinstance(kind, type) and issubclass(kind, _AsJSON)]
-    assert len(kinds) >= 9
-    for kind in kinds:
-        assert all(each.name for each in fields(kind))  # type: ignore[arg-type]  # they are dataclasses
+def test_no_view_is_left_out(client: TestClient) -> None:
+    schemas = good(client.get(f"{API}/openapi.json"))["components"]["schemas"].values()
+    shapes = [set(schema.get("properties", ())) for schema in schemas]
+    kinds = {kind for kind in vars(statistics).values() if isinstance(kind, type) and issubclass(kind, _AsJSON)}
+    for kind in kinds - {statistics.Excerpt, statistics.RunView, statistics.Situation}:  # pages alone show these
+        document = {"pass" if each.name == "pass_number" else each.name for each in fields(kind)}  # type: ignore[arg-type]  # they are dataclasses
+        assert any(document <= shape for shape in shapes), kind
 
 
 def test_effective_states_are_those_of_the_rows(client: TestClient, desk: Desk, database: Database) -> None:

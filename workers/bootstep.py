@@ -126,12 +126,12 @@ class Lanes(bootsteps.StartStopStep):
                 "worker": consumer.worker_id,
                 "handlers": sorted(self._assembly.handlers),
                 "active": len(consumer.active),
-                "pending": len(consumer.pending),
+                "pending": len(consumer.intake.pending),
                 "outcomes": len(consumer.outcomes),
                 "late": consumer.outcomes.late,
-                "refused": consumer.refused,
-                "duplicates": consumer.duplicates,
-                "junk": dict(consumer.reader.junk),
+                "refused": consumer.intake.refused,
+                "duplicates": consumer.intake.duplicates,
+                "junk": dict(consumer.intake.reader.junk),
             }
         }
 

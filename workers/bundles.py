@@ -109,7 +109,7 @@ class Bundle:
         soft, hard = (None, None) if several else first.limits
         return pool.apply_async(
             trace_runs,
-            args=(self._cell, tuple(first.shared), [tuple(each.own) for each in self.requests]),
+            args=(self._cell, tuple(first.shared), [each.own for each in self.requests]),
             accept_callback=self.on_accepted,
             timeout_callback=self.on_timeout,
             callback=self.on_success,

@@ -52,12 +52,11 @@ class Drain:
         consumer.loop.call_later(self._timeout + _LAST_WORDS + _LAST_WRITES, self._abandon)
         consumer.draining = consumer.leaving = True
         consumer.on_quiet = self._look
-        consumer.put_back_raw(consumer.popper.close())
-        consumer.return_pending()
+        consumer.intake.close()
         consumer.give_back_waiting()
         if consumer.active:
             logger.info("Draining: %d runs have %g s to finish", len(consumer.active), self._timeout)
-        consumer.heartbeat()
+        consumer.life.heartbeat()
 
     def hurry(self) -> None:
         """Give running ones no more time; call it in the loop's thread, as often as it comes."""
@@ -70,7 +69,7 @@ class Drain:
         if self._done or consumer.active or len(consumer.outcomes):
             return
         # While the gate is closed, its own timer tries again: one more for each look would double them every time.
-        if not consumer.registered or (consumer.gate.open and consumer.gate.run(self._leave)):
+        if not consumer.life.registered or (consumer.gate.open and consumer.gate.run(self._leave)):
             self._end()
 
     def _leave(self) -> bool:

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _FIRST_PAUSE: Final = 0.1
-_LONGEST_PAUSE: Final = 5.0
+#: A quarter of the default lease: whoever is watched for silence has to meet the moments when SQL is there.
+_LONGEST_PAUSE: Final = 2.5
 
 _Result = TypeVar("_Result")
 

@@ -1,6 +1,6 @@
-"""Server and worker of one command on one machine: what `demo`, `run` and `up` start, watch and stop.
+"""Server, worker and dashboard of one command on one machine: what `demo`, `run` and `up` start, watch and stop.
 
-Both are tied to this process (`workers/tether.py`), so that nothing stays behind after kill -9, and both stand in
+All are tied to this process (`workers/tether.py`), so that nothing stays behind after kill -9, and stand in
 sessions of their own, so that a Ctrl-C in the terminal reaches only this process, which stops them in their order.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+from contextlib import ExitStack
 from dataclasses import dataclass
 from time import monotonic
 from typing import TYPE_CHECKING, Final
@@ -36,10 +37,16 @@ _BROKER_ANSWERS: Final = 5.0
 _SHARED_GRACE: Final = 10.0
 _TAIL_LINES: Final = 25
 _TAIL_BYTES: Final = 16_384
+#: Before the address, in what `batching dashboard` prints.
+_ADDRESS: Final = "dashboard: "
 
 
 class WorkerEndedError(BatchingError):
     """The worker that this command started is not running any more."""
+
+
+class DashboardEndedError(BatchingError):
+    """The dashboard that this command started is not running any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +76,7 @@ class WorkerPlan:
 
 
 class LocalServices:
-    """An embedded server for whatever has no URL, and one worker with its manager.
+    """An embedded server for whatever has no URL, one worker with its manager, and a dashboard if that is wanted.
 
     Args:
         settings: Where the URLs come from, and the home folder; a URL that is set is used, not replaced.
@@ -85,6 +92,7 @@ class LocalServices:
         self._broker_url = settings.broker_url
         self._server: EmbeddedServer | None = None
         self._worker: Tether | None = None
+        self._dashboard: Tether | None = None
         self._shared_seen = monotonic()
 
     @property
@@ -101,7 +109,15 @@ class LocalServices:
     @property
     def log(self) -> Path:
         """What the worker printed. Whoever has the server has the folder to itself; others get a file of their own."""
-        return self.home / ("worker.log" if self._server is not None else f"worker-{os.getpid()}.log")
+        return self._file("worker")
+
+    @property
+    def dashboard_log(self) -> Path:
+        """What the dashboard printed."""
+        return self._file("dashboard")
+
+    def _file(self, name: str) -> Path:
+        return self.home / (f"{name}.log" if self._server is not None else f"{name}-{os.getpid()}.log")
 
     def __enter__(self) -> Self:
         self.prepare()
@@ -139,6 +155,31 @@ class LocalServices:
             environment=self._environment(),
         )
 
+    def start_dashboard(self, port: int) -> None:
+        """Start the dashboard, on this machine alone; `dashboard_address` tells where, once it is there.
+
+        Args:
+            port: Where it listens; 0 takes a free one.
+        """
+        self._dashboard = Tether(
+            python("batching.cli.main", "dashboard", "--port", str(port)),
+            log=self.dashboard_log,
+            environment=self._environment(),
+        )
+
+    def dashboard_address(self) -> str | None:
+        """Where the dashboard is; None while it starts, or when nobody wants one.
+
+        Raises:
+            DashboardEndedError: It ended; the message has the end of its log.
+        """
+        ended = self._dashboard is not None and self._dashboard.ended
+        said = _tail(self.dashboard_log)
+        if self._dashboard is not None and ended:
+            raise DashboardEndedError(f"the dashboard ended with code {self._dashboard.wait()}; it said:\n{said}")
+        lines = [line for line in said.splitlines() if line.startswith(_ADDRESS)]
+        return lines[0].removeprefix(_ADDRESS) if lines else None
+
     def check(self) -> None:
         """Look after what runs: a server that died is started again, under the same URL.
 
@@ -169,32 +210,31 @@ class LocalServices:
         """Stop everything and wait until it is gone. Safe to call twice. A Ctrl-C meanwhile kills the worker.
 
         The worker goes first: while it drains it settles what it ran and gives back the rest, and it can end its own
-        conversation with the server. Nobody is then left who would miss the server.
+        conversation with the server. People can watch that, so the dashboard follows. Nobody is then left who would
+        miss the server.
         """
-        try:
-            if self._worker is not None:
-                self._stop_worker(self._worker)
-        finally:
+        with ExitStack() as ends:
             if self._server is not None:
-                self._server.stop()
+                ends.callback(self._server.stop)
+            if self._dashboard is not None:
+                ends.callback(self._stop_tidily, self._dashboard, self.dashboard_log)
+            if self._worker is not None:
+                ends.callback(self._stop_tidily, self._worker, self.log)
 
     def log_tail(self) -> str:
         """The last lines of the worker's log."""
-        with contextlib.suppress(OSError), self.log.open("rb") as stream:
-            stream.seek(max(0, os.fstat(stream.fileno()).st_size - _TAIL_BYTES))
-            return "\n".join(stream.read().decode(errors="replace").splitlines()[-_TAIL_LINES:])
-        return "(no log)"
+        return _tail(self.log)
 
-    def _stop_worker(self, worker: Tether) -> None:
+    def _stop_tidily(self, process: Tether, log: Path) -> None:
         try:
-            worker.stop()
-            if self._server is None and worker.wait() == 0:
-                self.log.unlink(missing_ok=True)
+            process.stop()
+            if self._server is None and process.wait() == 0:
+                log.unlink(missing_ok=True)
         except KeyboardInterrupt:
             # The whole group: watcher, worker and pool. The sweep finds what it ran, and gives it back.
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(worker.watcher_pid, signal.SIGKILL)
-            worker.wait()
+                os.killpg(process.watcher_pid, signal.SIGKILL)
+            process.wait()
             raise
 
     def _make_home(self) -> None:
@@ -241,3 +281,11 @@ class LocalServices:
             BATCHING_MANAGER="1",
             PYTHONUNBUFFERED="1",
         )
+
+
+def _tail(log: Path) -> str:
+    """The last lines of a log."""
+    with contextlib.suppress(OSError), log.open("rb") as stream:
+        stream.seek(max(0, os.fstat(stream.fileno()).st_size - _TAIL_BYTES))
+        return "\n".join(stream.read().decode(errors="replace").splitlines()[-_TAIL_LINES:])
+    return "(no log)"

@@ -175,7 +175,7 @@ class Manager:
             self._sweeper.resume()
             self._dispatcher.forget()
             self._outlook = None
-            self._next_sweep = 0.0
+            # The next sweep keeps its time: one that fails must leave a turn to dispatch before it is tried again.
         return self._term
 
     def _timed_tick(self, term: LeaderTerm) -> bool:

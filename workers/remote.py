@@ -42,15 +42,15 @@ def batching_window(state: Any, **_: Any) -> dict[str, Any]:
     if assembly is None:
         return _NONE
     consumer = assembly.consumer
-    pending = Counter(offer.key for offer in list(consumer.pending.values()))
+    pending = Counter(offer.key for offer in list(consumer.intake.pending.values()))
     active = Counter(request.claimed.terms.lane for request in list(consumer.active.values()))
     ready = Counter(request.claimed.terms.lane for request in list(consumer.ready))
     outcomes = Counter(request.claimed.terms.lane for request in consumer.outcomes.requests())
-    lanes = [Lane(queue, handler) for queue in consumer.queues for handler in sorted(assembly.handlers)]
+    lanes = [Lane(queue, handler) for queue in consumer.intake.queues for handler in sorted(assembly.handlers)]
     lengths = _lengths(assembly, lanes)
     return {
         "worker": consumer.worker_id,
-        "credit": consumer.credit(),
+        "credit": consumer.intake.credit(),
         "draining": consumer.draining,
         "handlers": sorted(assembly.handlers),
         "lanes": [
@@ -82,24 +82,24 @@ def batching_worker(state: Any, **_: Any) -> dict[str, Any]:
     if assembly is None:
         return _NONE
     consumer, vitals = assembly.consumer, assembly.notes.last
-    info, companion = consumer.info, assembly.companion
+    info, companion = consumer.life.info, assembly.companion
     return {
         "worker": consumer.worker_id,
         "pool": info.pool,
         "slots": consumer.executor.slots(),
         "handlers": sorted(assembly.handlers),
-        "queues": list(consumer.queues),
+        "queues": list(consumer.intake.queues),
         "version": batching.__version__,
-        "registered": consumer.registered,
+        "registered": consumer.life.registered,
         "draining": consumer.draining,
-        "drain_asked": consumer.rest.asked,
+        "drain_asked": consumer.life.rest.asked,
         "database": consumer.gate.open,
-        "broker": consumer.popper.connected,
+        "broker": consumer.intake.popper.connected,
         "held": len(consumer.held),
         "late": consumer.outcomes.late,
-        "refused": consumer.refused,
-        "duplicates": consumer.duplicates,
-        "junk": dict(consumer.reader.junk),
+        "refused": consumer.intake.refused,
+        "duplicates": consumer.intake.duplicates,
+        "junk": dict(consumer.intake.reader.junk),
         "manager_pid": None if companion is None else companion.pid,
         "stuck": None if vitals is None else vitals.stuck,
     }
@@ -131,9 +131,9 @@ def _ask_to_rest(state: Any, *, rest: bool) -> dict[str, Any]:
     assembly = _assembly(state)
     if assembly is None:
         return _NONE
-    if not assembly.consumer.gate.open or not assembly.consumer.registered:
+    if not assembly.consumer.gate.open or not assembly.consumer.life.registered:
         return {"error": "the database is away, which is where this is written; nothing was changed"}
-    assembly.consumer.ask_to_rest(rest=rest)
+    assembly.consumer.life.ask_to_rest(rest=rest)
     return {"ok": f"worker {assembly.consumer.worker_id} {'drains' if rest else 'takes work'}"}
 
 

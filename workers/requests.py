@@ -35,7 +35,7 @@ from workers import events
 from workers.failures import describe, storable, told, type_name
 from workers.publisher import labels
 from workers.structured import run_fields
-from workers.tracing import Answer, Assignment, Own, Shared, outcome_of, request_context
+from workers.tracing import Answer, Assignment, Shared, outcome_of, request_context
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -132,10 +132,10 @@ class RunRequest(Request):
         )
 
     @property
-    def own(self) -> Own:
-        """What the pool gets of this run alone."""
+    def own(self) -> tuple[int, int, str, str, int]:
+        """What the pool gets of this run alone: the fields of an `Own`, as they travel."""
         claimed = self.claimed
-        return Own(claimed.run.number, claimed.run.run, claimed.key, claimed.payload, claimed.attempt)
+        return claimed.run.number, claimed.run.run, claimed.key, claimed.payload, claimed.attempt
 
     def log_fields(self) -> dict[str, Any]:
         """What lines about it carry."""

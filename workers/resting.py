@@ -36,14 +36,13 @@ class Rest:
             self._consumer.draining = False
             logger.info("Takes work again, as asked", extra={"worker": self._consumer.worker_id})
         # SQL and the leader learn of it now, not a heartbeat later.
-        self._consumer.loop.call_soon(self._consumer.heartbeat)
+        self._consumer.loop.call_soon(self._consumer.life.heartbeat)
 
     def _begin(self) -> None:
         """The first steps of `workers.drain.Drain`, in its order; running ones get all the time that they need."""
         consumer = self._consumer
         consumer.draining = True
-        consumer.put_back_raw(consumer.popper.close())
-        consumer.return_pending()
+        consumer.intake.close()
         consumer.give_back_waiting()
         message = "Drains, as asked: takes nothing new; %d runs have begun and may finish"
         logger.info(message, len(consumer.active), extra={"worker": consumer.worker_id})

@@ -34,7 +34,6 @@ from workers.publisher import labels
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from contextvars import Token
     from types import TracebackType
 
 
@@ -96,6 +95,9 @@ class Assignment(NamedTuple):
         }
 
 
+#: `json.dumps` would make an encoder for every result.
+_encode: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+
 #: Ending, result, error, delay, seconds that it ran.
 Answer = tuple[str, str | None, tuple[str, str, str, str] | None, float | None, float]
 
@@ -133,7 +135,7 @@ class _Call:
         """Call the handler inside Celery's tracer; leaves the outcome behind, whatever happens."""
         self.begun = True
         try:
-            text = encode(self.assignment, function(self._profile()))
+            text, size = encode(self.assignment, function(self._profile()))
         except SkipProfile as skip:
             self.outcome = Outcome(Ending.SKIPPED, error=ErrorInfo("SkipProfile", str(skip)[:2000], "skipped"))
             return _Size("<skipped>")
@@ -152,7 +154,7 @@ class _Call:
             self.outcome = Outcome(Ending.FAILED, error=describe(error, _from_handler(error)))
             raise ContainedError(f"handler {self.assignment.handler} raised {type_name(error)}") from None
         self.outcome = Outcome(Ending.SUCCEEDED, result=text)
-        return _Size(f"<{len(text.encode())} bytes>")
+        return _Size(f"<{size} bytes>")
 
     def _profile(self) -> Profile:
         given = self.assignment
@@ -188,15 +190,15 @@ def perform(name: str, function: Callable[[Profile], Any]) -> Any:
     return call.perform(function)
 
 
-def encode(assignment: Assignment, value: Any) -> str:
-    """A handler's return value as JSON text.
+def encode(assignment: Assignment, value: Any) -> tuple[str, int]:
+    """A handler's return value as JSON text, and its bytes.
 
     Raises:
         ResultNotJSONError: JSON cannot express it.
         ResultTooLargeError: It is over the limit.
     """
     try:
-        text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        text = _encode(value)
     except (TypeError, ValueError, RecursionError) as error:
         raise ResultNotJSONError(
             f"handler {assignment.handler} returned a {type(value).__name__} that is not JSON ({error}); return "
@@ -214,7 +216,7 @@ def encode(assignment: Assignment, value: Any) -> str:
             f"handler {assignment.handler} returned {size:,} bytes, over the limit of {assignment.result_limit:,}; "
             "store it elsewhere and return where, or raise BATCHING_RESULT_LIMIT"
         )
-    return text
+    return text, size
 
 
 def request_context(assignment: Assignment) -> dict[str, Any]:
@@ -268,18 +270,44 @@ def trace_runs(cell: int, shared: tuple[Any, ...], owns: Sequence[tuple[Any, ...
     """
     answers: list[Answer] = []
     until = monotonic() + BUNDLE_TIME
+    around = Surroundings.now()
     for index, own in enumerate(owns):
         if not board.begin(cell, index):
             break
-        answer = trace_run(Assignment(*shared, *own))
+        answer = trace_run(Assignment._make((*shared, *own)), around)
         answers.append(answer)
         if not board.keep(cell, answer) or monotonic() > until:
             break
     return answers
 
 
-def trace_run(assignment: Assignment) -> Answer:
+class Surroundings(NamedTuple):
+    """What is the same for all runs of a bundle, where they run; asked for once, since both ways are long."""
+
+    tasks: Mapping[str, Any]
+    """Celery's, by name."""
+    structlog: Any
+    """The package, where it has to be told of the run; None elsewhere."""
+
+    @classmethod
+    def now(cls) -> Surroundings:
+        """As they are.
+
+        A handler's own structlog is told where an application has set it up for itself: ours asks for the fields when a
+        line is written. Binding costs some microseconds, so it is for those alone that would not know them otherwise.
+        """
+        structlog: Any = sys.modules.get("structlog")
+        if structlog is not None and logs.add_run_fields in structlog.get_config()["processors"]:
+            structlog = None
+        return cls(current_app.tasks, structlog)
+
+
+def trace_run(assignment: Assignment, around: Surroundings | None = None) -> Answer:
     """Run one assignment through Celery's tracer. Never raises, but for the end of this very process.
+
+    Args:
+        assignment: The run.
+        around: What it runs in; None: as it is now.
 
     Returns:
         How it ended, as plain data.
@@ -287,10 +315,11 @@ def trace_run(assignment: Assignment) -> Answer:
     call = _Call(assignment)
     token = _call.set(call)
     subject = logs.set_about(assignment)
-    bound = _bind_for_structlog(assignment)
+    tasks, structlog = around or Surroundings.now()
+    bound = None if structlog is None else structlog.contextvars.bind_contextvars(**assignment.log_fields())
     started = monotonic()
     try:
-        trouble = _traced(assignment) if assignment.trace is None else _observed(call, assignment.trace)
+        trouble = _traced(assignment, tasks) if assignment.trace is None else _observed(call, assignment.trace, tasks)
     except BaseException as error:
         if terminate_handler_fired():
             raise
@@ -300,24 +329,11 @@ def trace_run(assignment: Assignment) -> Answer:
         _call.reset(token)
         logs.reset_about(subject)
         if bound:
-            sys.modules["structlog"].contextvars.reset_contextvars(**bound)
+            structlog.contextvars.reset_contextvars(**bound)
     outcome = call.outcome or Outcome(Ending.FAILED, error=trouble or told("NoOutcome", "Celery did not run the task"))
     info = outcome.error
     error_fields = None if info is None else (info.type, info.message, info.fingerprint, info.traceback)
     return outcome.ending.value, outcome.result, error_fields, outcome.delay, monotonic() - started
-
-
-def _bind_for_structlog(assignment: Assignment) -> Mapping[str, Token[Any]]:
-    """Let a handler's own structlog know the run, where an application has set it up for itself.
-
-    Ours asks for the fields when a line is written. Binding costs some microseconds, so it is for those alone that
-    would not know them otherwise.
-    """
-    structlog: Any = sys.modules.get("structlog")
-    if structlog is None or logs.add_run_fields in structlog.get_config()["processors"]:
-        return {}
-    tokens: Mapping[str, Token[Any]] = structlog.contextvars.bind_contextvars(**assignment.log_fields())
-    return tokens
 
 
 def outcome_of(answer: Answer) -> Outcome:
@@ -326,7 +342,7 @@ def outcome_of(answer: Answer) -> Outcome:
     return Outcome(Ending(ending), result, None if error is None else ErrorInfo(*error), delay)
 
 
-def _observed(call: _Call, trace: tuple[str, str]) -> ErrorInfo | None:
+def _observed(call: _Call, trace: tuple[str, str], tasks: Mapping[str, Any]) -> ErrorInfo | None:
     """As `_traced`, inside a span of OpenTelemetry."""
     given = call.assignment
     run = RunId(given.batch_id, given.number, given.run)
@@ -336,19 +352,19 @@ def _observed(call: _Call, trace: tuple[str, str]) -> ErrorInfo | None:
     }  # fmt: skip
     place = (trace[0], given.handler, trace[1])
     with traces.boot_child().processing(run, given.key, place, attributes) as tell:
-        trouble = _traced(given)
+        trouble = _traced(given, tasks)
         if tell is not None and (outcome := call.outcome) is not None:
             failed = outcome.error is not None and outcome.ending is not Ending.SKIPPED
             tell(outcome.ending.value, outcome.error.type if failed and outcome.error else None)
         return trouble
 
 
-def _traced(assignment: Assignment) -> ErrorInfo | None:
-    task: Any = current_app.tasks[assignment.handler]
+def _traced(assignment: Assignment, tasks: Mapping[str, Any]) -> ErrorInfo | None:
+    task = tasks[assignment.handler]
     if task.__trace__ is None:
         task.__trace__ = build_tracer(task.name, task, task.app.loader, assignment.hostname, app=task.app)
     request = request_context(assignment)
-    _, info, _, _ = task.__trace__(assignment.task_id, request["args"], request["kwargs"], request)
+    _, info, _, _ = task.__trace__(request["id"], request["args"], request["kwargs"], request)
     # Only of interest when the handler was never reached, as when the loader failed.
     if info is None or not isinstance(info.retval, BaseException):
         return None

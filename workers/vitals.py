@@ -47,9 +47,9 @@ def examine(consumer: LaneConsumer) -> Vitals:
     return Vitals(
         at=now,
         worker_id=consumer.worker_id,
-        registered=consumer.registered,
+        registered=consumer.life.registered,
         database=consumer.gate.open,
-        broker=consumer.popper.connected,
+        broker=consumer.intake.popper.connected,
         draining=consumer.draining,
         held=len(consumer.held),
         slots=consumer.executor.slots(),

@@ -20,11 +20,12 @@ from batching.settings import Settings, get_settings, mask_url
 from batching.state_manager import BatchStateManager
 from workers.bootstep import Lanes
 from workers.companion import Companion
-from workers.consumer import LaneConsumer, Ports
+from workers.consumer import LaneConsumer
 from workers.executors import PoolExecutor, SoloExecutor
 from workers.identity import pool_kind
 from workers.loops import Loop
 from workers.messenger import where_is
+from workers.ports import Ports
 from workers.publisher import RedisPublisher
 from workers.tasks import bind, check_pool
 from workers.vitals import Notes

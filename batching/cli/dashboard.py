@@ -18,7 +18,12 @@ if TYPE_CHECKING:
 _NEEDED = ("fastapi", "uvicorn", "jinja2")
 
 
-def _require_extra() -> None:
+def require_extra() -> None:
+    """Check that the packages of the extra `web` are there.
+
+    Raises:
+        ConfigurationError: Some are missing; the message names them.
+    """
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise ConfigurationError(
@@ -40,7 +45,7 @@ def dashboard(ctx: click.Context, /, host: str, port: int, *, read_only: bool) -
     """
     if ctx.invoked_subcommand is not None:
         return
-    _require_extra()
+    require_extra()
     from batching.web.server import serve  # noqa: PLC0415 - its packages are an extra
 
     access: Access = ctx.obj

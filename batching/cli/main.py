@@ -43,7 +43,7 @@ VERBS: Final = {
     "skip": "batching.cli.triaging:skip",
     "submit": "batching.cli.submitting:submit",
     "top": "batching.cli.top:top",
-    "up": "batching.cli.one_shot:up",
+    "up": "batching.cli.up:up",
     "watch": "batching.cli.watching:watch",
     "worker": "batching.cli.one_shot:worker",
     "workers": "batching.cli.fleet:list_workers",

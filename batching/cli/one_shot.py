@@ -1,4 +1,4 @@
-"""`run`: one file through one handler, start to finish. `up`, `worker`, `manager`: the parts, in the foreground."""
+"""`run`: one file through one handler, start to finish. `worker`, `manager`: the parts, in the foreground."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import os
 import shlex
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -16,7 +15,7 @@ import click
 from batching import handlers as marks
 from batching import traces
 from batching.cli.feeding import told
-from batching.cli.following import LOOK, StopSignals, check_target, follow, summary, write_lines
+from batching.cli.following import StopSignals, check_target, follow, summary, write_lines
 from batching.cli.submitting import parse_options
 from batching.database import Database
 from batching.errors import BatchingError, InvalidInputError
@@ -57,7 +56,8 @@ class Request:
     name: str | None
 
 
-def _modules(settings: Settings, given: tuple[str, ...]) -> tuple[str, ...]:
+def all_modules(settings: Settings, given: tuple[str, ...]) -> tuple[str, ...]:
+    """What is configured and what was given, each once."""
     return tuple(dict.fromkeys((*settings.handlers, *given)))
 
 
@@ -86,7 +86,7 @@ class OneShot:
     def __init__(self, request: Request, settings: Settings) -> None:
         self._request = request
         self._settings = settings
-        self._modules = _modules(settings, request.modules)
+        self._modules = all_modules(settings, request.modules)
         self._paused: str | None = None
         self._resumable = False
 
@@ -260,35 +260,6 @@ def run(context: click.Context, /, **given: Any) -> None:
     context.exit(OneShot(Request(**given), access.settings)())
 
 
-@click.command()
-@worker_choices
-@click.option("--loglevel", default="INFO", show_default=True, help="What the worker prints.")
-@click.pass_obj
-def up(access: Access, /, modules: tuple[str, ...], concurrency: int | None, pool: str, loglevel: str) -> None:
-    """Run server, worker and manager in the foreground until Ctrl-C."""
-    from workers.local import LocalServices, WorkerPlan  # noqa: PLC0415 - producers never load a worker's parts
-
-    settings = access.settings
-    plan = WorkerPlan(concurrency, pool, _modules(settings, modules), settings.queues, loglevel)
-    with (
-        StopSignals() as signals,
-        contextlib.suppress(KeyboardInterrupt),
-        LocalServices(settings, plan) as services,
-    ):
-        services.start_worker()
-        click.echo("# for producers and for the other verbs, elsewhere than in this folder:")
-        click.echo(f"export BATCHING_DATABASE_URL={shlex.quote(services.database_url)}")
-        click.echo(f"export BATCHING_BROKER_URL={shlex.quote(services.broker_url)}")
-        click.echo(f"# the worker's log is {services.log}; Ctrl-C stops", err=True)
-        with services.log.open("rb") as log:
-            while True:
-                signals.check()
-                services.check()
-                # Bytes, not lines: the terminal gets what the worker wrote as it wrote it.
-                click.echo(log.read(), nl=False, err=True)
-                time.sleep(LOOK)
-
-
 @click.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})
 @click.option("--handlers", "modules", multiple=True, metavar="MODULE")
 @click.argument("celery_options", nargs=-1, type=click.UNPROCESSED)
@@ -302,7 +273,7 @@ def worker(access: Access, /, modules: tuple[str, ...], celery_options: tuple[st
     quiet = ["--quiet"] if access.settings.log_format == "json" else []
     command = python("workers", *quiet, "worker", *celery_options)
     sys.stdout.flush()
-    os.execve(command[0], command, environment(BATCHING_HANDLERS=",".join(_modules(access.settings, modules))))  # noqa: S606 - our own interpreter; signals then reach the worker
+    os.execve(command[0], command, environment(BATCHING_HANDLERS=",".join(all_modules(access.settings, modules))))  # noqa: S606 - our own interpreter; signals then reach the worker
 
 
 @click.command()

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from sqlalchemy import case, func, select
 
-from batching.database import age
+from batching.dialects import age
 from batching.doctor.findings import QUIET, Finding
 from batching.errors import BrokerUnavailableError
 from batching.interfaces import Lane

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import Text, delete, exists, func, literal, select, type_coerce, update
 
-from batching.database import age, later, now
+from batching.dialects import age, later, now
 from batching.doctor.findings import QUIET, Finding
 from batching.models import batches, leases, profiles, workers
 from batching.moves import leadership, sweep

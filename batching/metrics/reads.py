@@ -14,7 +14,7 @@ from sqlalchemy import and_, exists, func, or_, select
 
 import batching
 from batching import migration
-from batching.database import age, now
+from batching.dialects import age, now
 from batching.figures import BY_HANDLER, MOST_HANDLERS, OTHER, WHOLE
 from batching.metrics.catalogue import BY_NAME, HISTOGRAM
 from batching.models import (

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import delete, select
 from sqlalchemy.dialects import postgresql, sqlite
 
-from batching.database import now
+from batching.dialects import now
 from batching.models import handler_schemas
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import String, bindparam, select, update
 
-from batching.database import Identifier
+from batching.dialects import Identifier
 from batching.errors import IllegalMoveError
 from batching.models import batches, profiles
 from batching.moves import counters, room

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import case, null, select, update
 
-from batching.database import later, never, now
+from batching.dialects import later, never, now
 from batching.errors import IllegalMoveError, UnknownBatchError
 from batching.models import batches
 from batching.moves import budget, bulk, callbacks, counters, dependencies, queue_order

@@ -15,7 +15,7 @@ from sqlalchemy import ColumnElement, case, delete, func, select, tuple_, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from batching.brakes import Limit, LimitKey
-from batching.database import age, now
+from batching.dialects import age, now
 from batching.models import batches, counters, rate_limits
 from batching.moves import profile, queue_order
 from batching.states import BatchState, LimitKind

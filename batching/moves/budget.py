@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import func, select
 
-from batching.database import error_type
+from batching.dialects import error_type
 from batching.models import profiles
 from batching.moves.bulk import failures_since
 from batching.policies import least_allowed, overspent

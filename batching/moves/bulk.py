@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import ColumnElement, and_, exists, insert, literal, null, select, update
 
-from batching.database import now
+from batching.dialects import now
 from batching.models import batches, bulk_moves, profiles
 from batching.moves import counters
 from batching.moves.rows import among, read_batches

@@ -14,7 +14,7 @@ from sqlalchemy import exists, literal, null, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from batching.callbacks import Callback, document
-from batching.database import later, now
+from batching.dialects import later, now
 from batching.errors import IllegalMoveError, UnknownCallbackError
 from batching.models import UNDELIVERED, batches, callbacks
 from batching.moves import counters

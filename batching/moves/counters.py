@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from sqlalchemy import Integer, bindparam, func, insert, literal, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from batching.database import Identifier
+from batching.dialects import Identifier
 from batching.models import NOBODY, batches, counters
 from batching.parameters import is_among
 

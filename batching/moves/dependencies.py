@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import Select, and_, exists, insert, select, update
 
-from batching.database import now
+from batching.dialects import now
 from batching.errors import InvalidInputError
 from batching.models import UNMET, batches, dependencies
 from batching.moves.rows import remember

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from sqlalchemy import Double, Integer, SmallInteger, String, bindparam, delete, func, literal, select, tuple_, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from batching.database import BigNumber, Identifier, JSONText, later, now
+from batching.dialects import BigNumber, Identifier, JSONText, later, now
 from batching.figures import BY_HANDLER, MOST_HANDLERS, OTHER, WHOLE, as_text
 from batching.models import batch_throughput, batches, durations, figure_news, figures, gauges, throughput
 from batching.moves.rows import is_id, leads

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from sqlalchemy import delete, insert, literal, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from batching.database import age, later, now
+from batching.dialects import age, later, now
 from batching.interfaces import LeaderTerm, WorkerInfo
 from batching.models import leases, queues, workers
 from batching.moves.rows import LEADER, leads

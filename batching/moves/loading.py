@@ -11,7 +11,8 @@ from sqlalchemy import Insert, Integer, String, Text, bindparam, insert, literal
 from sqlalchemy.exc import IntegrityError
 
 from batching.copying import can_copy, copy_rows, length
-from batching.database import Identifier, is_unique_violation, later
+from batching.database import is_unique_violation
+from batching.dialects import Identifier, later
 from batching.errors import IllegalMoveError, InvalidInputError
 from batching.models import batches, profiles
 from batching.parameters import encode_rows, parameter_rows

@@ -29,7 +29,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql
 
-from batching.database import Identifier, now
+from batching.dialects import Identifier, now
 from batching.interfaces import Lane
 from batching.models import LINE_ORDER, batches, counters, history, queues
 from batching.moves import profile, turns

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy import BigInteger, Update, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from batching.database import Identifier
+from batching.dialects import Identifier
 from batching.errors import IllegalMoveError, InvalidInputError
 from batching.models import batches, queues
 from batching.moves.rows import BatchRow, check_id, lock_batch, remember

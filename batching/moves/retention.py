@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from sqlalchemy import literal, or_, select, update
 
-from batching.database import later
+from batching.dialects import later
 from batching.errors import InvalidInputError
 from batching.models import batches
 from batching.moves import callbacks, dependencies

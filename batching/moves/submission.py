@@ -8,7 +8,8 @@ import uuid_utils
 from sqlalchemy import Boolean, Double, String, bindparam, delete, func, insert, literal, select, update
 from sqlalchemy.exc import IntegrityError
 
-from batching.database import JSONText, Timestamp, is_unique_violation, later, never, now
+from batching.database import is_unique_violation
+from batching.dialects import JSONText, Timestamp, later, never, now
 from batching.errors import IllegalMoveError, QueueFullError
 from batching.models import ACTIVE, attempts, batches, history, labels, profiles
 from batching.moves import counters, dependencies, queue_order, room

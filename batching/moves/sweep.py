@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import Integer, case, func, literal, select, update
 
-from batching.database import age
+from batching.dialects import age
 from batching.interfaces import Claimed, Dispatch, Ending, Lane, LeaderTerm, Outcome, RunId, Terms
 from batching.models import batches, profiles, workers
 from batching.moves import leadership

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import literal, null, select, update
 
-from batching.database import now
+from batching.dialects import now
 from batching.errors import IllegalMoveError
 from batching.models import attempts, profiles
 from batching.moves import batch as batch_moves

@@ -32,7 +32,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 
-from batching.database import now
+from batching.dialects import now
 from batching.models import GROUPED, LINE_ORDER, batches, turns
 from batching.states import BatchState
 

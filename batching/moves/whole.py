@@ -9,7 +9,7 @@ import uuid_utils
 from sqlalchemy import Boolean, Executable, Integer, String, Text, bindparam, func, insert, literal, select
 from sqlalchemy.dialects import postgresql, sqlite
 
-from batching.database import Identifier, JSONText
+from batching.dialects import Identifier, JSONText
 from batching.models import NOBODY, batches, counters, history, labels, queues
 from batching.moves import dependencies, room
 from batching.moves.loading import insert_chunk, insert_profiles, parameters_of

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 STEP: Final = 10_000
 MOST_LOOKED_AT: Final = 1_000_000
 
-#: Word for word as in the indexes (`models.py`): SQLite uses a partial index only for a condition that it finds.
+#: Word for word as in the indexes (`models/profile.py`): SQLite uses a partial one only for a condition that it finds.
 _WAITING = text("dispatched_at IS NULL AND finished_at IS NULL")
 _IN_FLIGHT = text("dispatched_at IS NOT NULL")
 _FAILED = text("fingerprint IS NOT NULL")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from sqlalchemy import and_, func, or_, select
 
-from batching.database import age
+from batching.dialects import age
 from batching.interfaces import Lane, RunId
 from batching.models import batches, profiles, queues
 from batching.moves import turns

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import ColumnElement, Subquery, and_, exists, func, literal, or_, select
 
-from batching.database import age, now
+from batching.dialects import age, now
 from batching.models import batches, counters, leases, profiles, rates
 from batching.models import workers as worker_table
 from batching.moves import turns

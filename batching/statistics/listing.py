@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from batching.statistics.views import WorkerView
 
 
-#: Of `database.never`: what has no deadline.
+#: Of `dialects.never`: what has no deadline.
 _NEVER_YEAR = 9000
 
 

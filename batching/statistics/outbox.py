@@ -8,6 +8,7 @@ from sqlalchemy import select
 
 from batching.models import batches, callbacks
 from batching.states import BatchState, CallbackEvent, CallbackState
+from batching.statistics.search import whole_id
 from batching.statistics.views import CallbackView
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def read_callbacks(
-    connection: Connection, batch_id: str | None, states: Iterable[CallbackState] | None, limit: int
+    connection: Connection, batch_id: str | None, states: Iterable[CallbackState] | None, limit: int, after: str | None
 ) -> list[CallbackView]:
     """The latest callbacks first.
 
@@ -26,6 +27,10 @@ def read_callbacks(
         batch_id: Only of this batch.
         states: Only in one of these states.
         limit: So many at most.
+        after: Only those that come after the callback with this id.
+
+    Raises:
+        InvalidInputError: It is no id.
     """
     query = select(callbacks).join(batches, batches.c.id == callbacks.c.batch_id)
     query = query.where(batches.c.state != BatchState.LOADING)  # such a batch is being deleted
@@ -33,6 +38,8 @@ def read_callbacks(
         query = query.where(callbacks.c.batch_id == batch_id)
     if states is not None:
         query = query.where(callbacks.c.state.in_([CallbackState(state).value for state in states]))
+    if after is not None:
+        query = query.where(callbacks.c.id < whole_id(after, "callback"))
     rows = connection.execute(query.order_by(callbacks.c.id.desc()).limit(limit))
     return [_as_view(row) for row in rows]
 

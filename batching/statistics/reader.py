@@ -228,7 +228,12 @@ class Statistics(DashboardReads):
             return read_attempts(connection, lookup.resolve(connection, batch_id), key)
 
     def callbacks(
-        self, batch_id: str | None = None, states: Iterable[CallbackState] | None = None, limit: int = 100
+        self,
+        batch_id: str | None = None,
+        states: Iterable[CallbackState] | None = None,
+        limit: int = 100,
+        *,
+        after: str | None = None,
     ) -> list[CallbackView]:
         """Callbacks, the latest first.
 
@@ -236,13 +241,15 @@ class Statistics(DashboardReads):
             batch_id: Only this batch's.
             states: Only those in one of these states.
             limit: So many at most.
+            after: The id of a callback: only those that come after it, which were made earlier.
 
         Raises:
             UnknownBatchError: There is no batch with this id.
+            InvalidInputError: `after` is no id.
         """
         with self._database.read() as connection:
             found = None if batch_id is None else lookup.resolve(connection, batch_id)
-            return read_callbacks(connection, found, states, limit)
+            return read_callbacks(connection, found, states, limit, after)
 
     def workers(self) -> list[WorkerView]:
         """Every worker there is, those that were heard last first."""

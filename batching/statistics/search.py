@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import ColumnElement, and_, literal, select, true
 
-from batching.database import later
+from batching.dialects import later
 from batching.errors import InvalidInputError
 from batching.models import batches, labels
 from batching.specification import check_moment, check_tag, property_text
@@ -68,7 +68,7 @@ class Search:
         if self.until is not None:
             found.append(batches.c.created_at <= _moment("until", self.until))
         if self.after is not None:
-            found.append(batches.c.id < _whole_id(self.after))
+            found.append(batches.c.id < whole_id(self.after, "batch"))
         return and_(*found)
 
 
@@ -93,8 +93,15 @@ def _moment(name: str, value: datetime | float) -> ColumnElement[Any]:
     return later(literal(-float(value)))
 
 
-def _whole_id(text: str) -> str:
+def whole_id(text: str, what: str) -> str:
+    """The id that a page goes on after.
+
+    Raises:
+        InvalidInputError: It is none.
+    """
     try:
         return str(uuid.UUID(text))
     except ValueError:
-        raise InvalidInputError(f"cannot go on after {text!r}: give the whole id of the last batch of a page") from None
+        raise InvalidInputError(
+            f"cannot go on after {text!r}: give the whole id of the last {what} of a page"
+        ) from None

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import ColumnElement, and_, func, or_, select, text
 
-from batching.database import age
+from batching.dialects import age
 from batching.errors import InvalidInputError, UnknownBatchError
 from batching.models import UNDELIVERED, batches, callbacks, leases, profiles
 from batching.moves.rows import LEADER

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import func, select
 
-from batching.database import now
+from batching.dialects import now
 from batching.errors import InvalidInputError
 from batching.figures import RUN_BOUNDS, RUN_DURATION, WHOLE
 from batching.models import batch_throughput, batches, durations, figures, throughput

@@ -11,7 +11,7 @@ import psutil
 import pytest
 from sqlalchemy import select
 
-from batching.database import now
+from batching.dialects import now
 from batching.models import workers
 from batching.queue_manager import QueueManager
 from batching.settings import get_settings

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-STATEMENTS = "batching/moves/statements.py"
+DISPATCHING = "batching/moves/statements/dispatching.py"
+CLAIMING = "batching/moves/statements/claiming.py"
+SETTLING = "batching/moves/statements/settling.py"
+SHARED = "batching/moves/statements/shared.py"
 STATES = "tests/test_state_manager.py"
 RACES = "tests/test_races.py"
 SWEEPER = "tests/test_sweeper.py"
@@ -42,15 +45,15 @@ MUTATIONS = [
     Mutation(
         "claim-run",
         "the run in the WHERE of a claim",
-        (Edit(STATEMENTS, "            profiles.c.run == offers.c.run - 1,\n", times=2),),
+        (Edit(CLAIMING, "            profiles.c.run == offers.c.run - 1,\n", times=2),),
         (STATES,),
     ),
     Mutation(
         "claim-generation",
         "the generation in the WHERE of a claim",
         (
-            Edit(STATEMENTS, "            profiles.c.generation == offers.c.generation,\n"),
-            Edit(STATEMENTS, "            profiles.c.generation == first.c.generation,\n"),
+            Edit(CLAIMING, "            profiles.c.generation == offers.c.generation,\n"),
+            Edit(CLAIMING, "            profiles.c.generation == first.c.generation,\n"),
         ),
         (STATES,),
     ),
@@ -58,9 +61,9 @@ MUTATIONS = [
         "claim-batch",
         "the refusal of claims in a batch that does not run",
         (
-            Edit(STATEMENTS, "            offers.c.runs,\n"),
+            Edit(CLAIMING, "            offers.c.runs,\n"),
             Edit(
-                STATEMENTS,
+                CLAIMING,
                 ".where(batches.c.id == BATCH, batches.c.state == BatchState.RUNNING)\n        .with_for_update(read",
                 ".where(batches.c.id == BATCH)\n        .with_for_update(read",
             ),
@@ -70,21 +73,21 @@ MUTATIONS = [
     one(
         "settle-run",
         "the run in the WHERE of a settlement",
-        STATEMENTS,
+        SETTLING,
         "            profiles.c.run == outcomes.c.run,\n",
         tests=(STATES,),
     ),
     one(
         "settle-worker",
         "the worker in the WHERE of a settlement",
-        STATEMENTS,
+        SETTLING,
         "            profiles.c.worker_id == HOLDER,\n",
         tests=(STATES, "tests/test_model.py"),
     ),
     one(
         "settle-state",
         "the state in the WHERE of a settlement",
-        STATEMENTS,
+        SETTLING,
         "            profiles.c.run == outcomes.c.run,\n            profiles.c.state == ProfileState.RUNNING,\n",
         "            profiles.c.run == outcomes.c.run,\n",
         tests=(STATES, "tests/test_model.py"),
@@ -92,7 +95,7 @@ MUTATIONS = [
     one(
         "settle-late",
         "what would wait again in a batch that is cancelled ends with it",
-        STATEMENTS,
+        SETTLING,
         "(state if successes else case((ends, batches.c.target), else_=state)).label",
         "state.label",
         tests=(STATES,),
@@ -100,7 +103,7 @@ MUTATIONS = [
     one(
         "dispatch-unwritten",
         "nothing is dispatched while a bulk move is not written",
-        STATEMENTS,
+        DISPATCHING,
         "            batches.c.rewritten == batches.c.generation,\n",
         tests=(STATES,),
     ),
@@ -110,7 +113,7 @@ MUTATIONS = [
         "the lease's epoch in what a leader writes",
         (
             Edit(
-                STATEMENTS,
+                SHARED,
                 'leases.c.name == LEADER, leases.c.holder == WRITER, leases.c.epoch == bindparam("epoch", '
                 "type_=leases.c.epoch.type)",
                 "leases.c.name == LEADER",
@@ -202,7 +205,7 @@ MUTATIONS = [
         "lost-workers",
         "the sweep of the runs of dead workers",
         "batching/sweeper.py",
-        "for worker_id in self._watch.look(signs):",
+        "for worker_id in sorted(self._watch.look(signs), key=self._failed.__contains__):",
         "for worker_id in self._watch.look(signs)[:0]:",
         tests=(SWEEPER,),
     ),
@@ -232,7 +235,7 @@ MUTATIONS = [
     one(
         "lone-worker",
         "a worker runs a suspect with nothing beside it",
-        "workers/consumer.py",
+        "workers/intake.py",
         "        elif offer.alone:\n",
         "        elif offer.alone and not offer.run:\n",
         tests=(CONSUMER,),
@@ -349,15 +352,15 @@ MUTATIONS = [
     one(
         "strays",
         "a worker gives back what it does not know",
-        "workers/consumer.py",
-        "        strays = [run for run in self.registry.running(self.worker_id) if run not in self.held]\n",
+        "workers/life.py",
+        "        strays = [run for run in self._registry.running(self.info.id) if run not in consumer.held]\n",
         "        strays: list[RunId] = []\n",
         tests=(CONSUMER,),
     ),
     one(
         "rebirth",
         "a worker that was declared dead takes a new identity",
-        "workers/consumer.py",
+        "workers/life.py",
         "            self._be_reborn()\n",
         "            pass\n",
         tests=(CONSUMER,),
@@ -397,9 +400,10 @@ MUTATIONS = [
     one(
         "claim-flush",
         "a claim is on the disk before it counts",
-        STATEMENTS,
+        CLAIMING,
         '    return select(moved).add_cte(counted.cte("counted"))\n\n\n@lru_cache\ndef claim_first',
-        '    return select(moved).where(UNFLUSHED).add_cte(counted.cte("counted"))\n\n\n@lru_cache\ndef claim_first',
+        '    off = func.set_config("synchronous_commit", "off", True) == "off"\n'
+        '    return select(moved).where(off).add_cte(counted.cte("counted"))\n\n\n@lru_cache\ndef claim_first',
         tests=("tests/faults/test_durability.py",),
     ),
 ]

@@ -29,7 +29,8 @@ import workers.manager
 import workers.popper
 import workers.publisher
 from batching import BatchOptions, faults
-from batching.database import Database, later
+from batching.database import Database
+from batching.dialects import later
 from batching.errors import BrokerUnavailableError, DatabaseUnavailableError, IllegalMoveError
 from batching.execution_manager import BatchExecutionManager
 from batching.handlers import Handler, Profile
@@ -41,13 +42,14 @@ from batching.settings import Settings
 from batching.state_manager import BatchStateManager
 from batching.states import TERMINAL_BATCH_STATES, BatchState, StopTarget
 from tests.acceptance import journal
-from workers.consumer import LaneConsumer, Ports
+from workers.consumer import LaneConsumer
 from workers.drain import Drain
 from workers.executors import PoolExecutor
 from workers.identity import announce
 from workers.loops import Loop
 from workers.manager import Manager
 from workers.offers import Reader
+from workers.ports import Ports
 from workers.publisher import RedisPublisher, lane_key
 from workers.tasks import bind
 
@@ -172,6 +174,7 @@ class Hand:
         controller.consumer = SimpleNamespace(app=app, hostname="faults@host", event_dispatcher=None)
         controller.process_task = lambda bundle: bundle.execute_using_pool(pool)
         self.loop = Loop()
+        self.beats = settings.heartbeat_interval
         self.consumer = LaneConsumer(
             Ports(
                 self.loop,
@@ -189,8 +192,7 @@ class Hand:
         """Finish what is begun, take nothing more: what is in the broker is there for others."""
         consumer = self.consumer
         consumer.draining = True
-        consumer.put_back_raw(consumer.popper.close())
-        consumer.return_pending()
+        consumer.intake.close()
         until = time.monotonic() + PATIENCE
         while (consumer.active or len(consumer.outcomes)) and time.monotonic() < until:
             consumer.pump()
@@ -199,8 +201,8 @@ class Hand:
 
     def beat(self) -> None:
         """Show a sign of life while resting."""
-        if time.monotonic() - self.consumer._beaten > self.consumer.settings.heartbeat_interval:
-            self.consumer._beat()
+        if time.monotonic() - self.consumer.life.shown > self.beats:
+            self.consumer.life.beat()
 
     def drain(self) -> None:
         """Leave, as at SIGTERM."""
@@ -259,7 +261,7 @@ class Player:
     def play(self) -> None:
         """All acts that are not over, then the end of everything."""
         acts = (self.old, self.small, self.broken, self.large, self.ghost, self.forgotten, self.prune)
-        self.until(lambda: self.hand.consumer.registered)
+        self.until(lambda: self.hand.consumer.life.registered)
         for act in acts:
             if act.__name__ not in self.ledger.names("over"):
                 act()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import literal, update
 
-from batching.database import later
+from batching.dialects import later
 from batching.models import leases
 from tests.accounting import Desk, plant_batch
 from tests.faults.guards import MUTATIONS, Mutation

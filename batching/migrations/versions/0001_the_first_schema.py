@@ -7,7 +7,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-from batching.database import BigNumber, Identifier, JSONText, Timestamp, now
+from batching.dialects import BigNumber, Identifier, JSONText, Timestamp, now
 
 revision = "0001"
 down_revision = None

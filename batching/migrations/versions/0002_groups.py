@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-from batching.database import BigNumber
+from batching.dialects import BigNumber
 
 revision = "0002"
 down_revision = "0001"

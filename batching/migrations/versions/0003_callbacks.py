@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-from batching.database import Identifier, JSONText, Timestamp, now
+from batching.dialects import Identifier, JSONText, Timestamp, now
 
 revision = "0003"
 down_revision = "0002"

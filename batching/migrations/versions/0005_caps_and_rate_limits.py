@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-from batching.database import Timestamp, now
+from batching.dialects import Timestamp, now
 
 revision = "0005"
 down_revision = "0004"

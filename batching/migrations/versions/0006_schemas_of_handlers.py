@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-from batching.database import JSONText, Timestamp, now
+from batching.dialects import JSONText, Timestamp, now
 
 revision = "0006"
 down_revision = "0005"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-from batching.database import Identifier, Timestamp
+from batching.dialects import Identifier, Timestamp
 
 revision = "0010"
 down_revision = "0009"

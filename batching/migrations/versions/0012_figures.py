@@ -7,7 +7,7 @@ from typing import Any
 import sqlalchemy as sa
 from alembic import op
 
-from batching.database import BigNumber, Identifier, JSONText, Timestamp, now
+from batching.dialects import BigNumber, Identifier, JSONText, Timestamp, now
 
 revision = "0012"
 down_revision = "0011"

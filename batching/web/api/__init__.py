@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from batching.web.api import batches, events, failures, feeding, profiles, queues, steering, submitting, system
+from batching.web.api import (
+    batches,
+    events,
+    failures,
+    feeding,
+    measures,
+    profiles,
+    queues,
+    steering,
+    submitting,
+    system,
+)
 from batching.web.api.description import describe
 
 if TYPE_CHECKING:
@@ -14,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["describe", "routers"]
 
-_MODULES = (submitting, batches, feeding, profiles, failures, steering, queues, system, events)
+_MODULES = (submitting, batches, feeding, profiles, failures, measures, steering, queues, system, events)
 
 
 def routers(context: Context) -> list[APIRouter]:

@@ -31,6 +31,7 @@ _TAGS = {
     "batches": "Submit, list, show, fill, seal, amend.",
     "profiles": "Profiles of a batch, and their results.",
     "failures": "What failed, by what went wrong; and who was told.",
+    "measures": "How much was settled when, and how long runs took.",
     "verbs": "Steer batches. Each acts at once, however large the batch.",
     "queues": "How much runs at once, and how fast.",
     "system": "Workers, callbacks, this dashboard.",

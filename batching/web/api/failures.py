@@ -10,12 +10,28 @@ from pydantic import BaseModel, Field
 from batching.documents import compared
 from batching.states import CallbackState  # noqa: TC001 - the framework reads the annotation
 from batching.web.answers import JSON
-from batching.web.api.common import UNKNOWN, BatchId, Callback, Change, Failures, PageLimit, api_router, list_of
+from batching.web.api.common import (
+    UNKNOWN,
+    BatchId,
+    Callback,
+    Change,
+    Cursor,
+    Failures,
+    PageLimit,
+    api_router,
+    cursor_of,
+    list_of,
+    page,
+    page_of,
+    read_cursor,
+)
 
 if TYPE_CHECKING:
     from fastapi import APIRouter
 
     from batching.web.context import Context
+
+CallbackPage = page_of(Callback, "CallbackPage")
 
 PassNumber = Annotated[
     int | None, Query(alias="pass", ge=1, le=1_000_000, description="Of this pass; the present, if it is not said.")
@@ -56,13 +72,17 @@ def router(context: Context) -> APIRouter:
         "/callbacks",
         operation_id="listCallbacks",
         summary="Callbacks, the latest first",
-        responses={200: {"model": list_of(Callback), "description": "Who is told, and how far it got."}, **UNKNOWN},
+        responses={200: {"model": CallbackPage, "description": "Who is told, and how far it got."}, **UNKNOWN},
     )
     def callbacks(
         batch: Annotated[str | None, Query(max_length=64, description="Only this batch's.")] = None,
         state: Annotated[list[CallbackState] | None, Query(description="Only these states; repeatable.")] = None,
         limit: PageLimit = 100,
+        cursor: Cursor = None,
     ) -> JSON:
-        return JSON([view.as_json() for view in context.statistics.callbacks(batch, state or None, limit)])
+        after = read_cursor(cursor, "callback")
+        views = context.statistics.callbacks(batch, state or None, limit, after=after)
+        following = cursor_of(callback=views[-1].id) if len(views) == limit else None
+        return JSON(page([view.as_json() for view in views], following))
 
     return routes

@@ -1,0 +1,68 @@
+"""The doorbell, from the worker's side: what was settled is told to the leader and to whoever watches, now and then."""
+
+from __future__ import annotations
+
+from time import monotonic
+from typing import TYPE_CHECKING, Final
+
+from batching.errors import BrokerUnavailableError
+from batching.live import PAUSE, News
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from workers.loops import Loop
+    from workers.publisher import RedisPublisher
+
+#: Seconds between two rings of the leader's doorbell, and after one that failed.
+_PAUSE: Final = 0.02
+_REST: Final = 5.0
+
+
+class Bell:
+    """Wakes the leader when lanes ran empty, since it has settled profiles to replace; tells whoever watches, too.
+
+    Nothing depends on it: all of them look by themselves.
+
+    Args:
+        loop: Rings for what settled last.
+        publisher: Carries it.
+        prefix: Of Redis keys.
+        dry: Whether there was less in the lanes than was asked for.
+    """
+
+    def __init__(self, loop: Loop, publisher: RedisPublisher, prefix: str, dry: Callable[[], bool]) -> None:
+        self._loop = loop
+        self._publisher = publisher
+        self._dry = dry
+        self.news = News(prefix)
+        """Batches whose settlements nobody was told of yet."""
+        self._rung = 0.0
+        self._planned = False
+
+    def settled(self, batch_ids: Iterable[str]) -> None:
+        """Runs of these batches are settled."""
+        self.news.note(batch_ids)
+        self.ring()
+
+    def ring(self) -> None:
+        """Ring, unless it rang a moment ago."""
+        now = monotonic()
+        news = (self.news.take(now),) if now >= self._rung and self.news.due(now) else ()
+        try:
+            if now >= self._rung + _PAUSE and self._dry():
+                self._rung = now
+                self._publisher.hint(*news)
+            elif news:
+                self._publisher.tell(*news)
+        except BrokerUnavailableError:
+            # A Redis that is frozen must not cost every group of outcomes a time-out.
+            self._rung = monotonic() + _REST
+        if self.news and not self._planned:
+            self._planned = True
+            self._loop.call_later(PAUSE, self._tell_rest)
+
+    def _tell_rest(self) -> None:
+        """What settled last must not wait for the next group, which may never come."""
+        self._planned = False
+        self.ring()
