@@ -3,11 +3,15 @@ from __future__ import annotations
 import json
 import logging
 import pickle
+import subprocess
+import sys
+import threading
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from celery import Celery, signals
+from celery import Celery, current_task, signals
 from celery.app.trace import setup_worker_optimizations
 
 from batching import handlers as marks
@@ -174,6 +178,64 @@ def test_logs_and_signals_show_sizes_not_results(app: Celery, caplog: pytest.Log
     assert "succeeded in" in caplog.text
     assert "<20 bytes>" in caplog.text
     assert secret not in caplog.text
+
+
+def test_each_thread_is_at_its_own_run(app: Celery) -> None:
+    both = threading.Barrier(2)
+
+    def look(profile: Profile) -> Any:
+        both.wait(20)
+        found = current_task.request.id
+        both.wait(20)
+        return found
+
+    name = bound(app, look)
+    given = [an_assignment(name, None), an_assignment(name, None)]
+    with ThreadPoolExecutor(2) as pool:
+        outcomes = [outcome_of(answer) for answer in pool.map(trace_run, given)]
+    assert [outcome.result for outcome in outcomes] == [f'"{each.task_id}"' for each in given]
+    assert not app.tasks[name].request_stack
+
+
+GREENLETS = """
+from gevent import monkey
+
+monkey.patch_all()
+import gevent
+from celery import Celery, current_task
+from batching.handlers import Handler
+from workers.tasks import bind
+from workers.tracing import Assignment, outcome_of, trace_run
+
+app = Celery("traced", broker="memory://")
+
+
+def look(profile):
+    before = current_task.request.id
+    gevent.sleep(0.01)  # the other one runs meanwhile
+    assert current_task.request.id == before
+    return before
+
+
+bind(app, [Handler("tests.look", look)])
+given = [Assignment("tests.look", f"b{n}", 1, 1_000, "node@host", "w1", None, 7, 1, "k", "null", 1) for n in range(2)]
+jobs = [gevent.spawn(trace_run, each) for each in given]
+gevent.joinall(jobs)
+assert [outcome_of(job.value).result for job in jobs] == [f'"{each.task_id}"' for each in given]
+"""
+
+
+def test_each_greenlet_is_at_its_own_run() -> None:
+    done = subprocess.run([sys.executable, "-c", GREENLETS], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(("backend", "asked"), [(None, True), ("cache+memory://", False)])
+def test_an_applications_result_backend_stays_its_own(backend: str | None, asked: bool) -> None:
+    app = Celery("traced", broker="memory://", backend=backend, set_as_current=False)
+    name = bound(app, lambda profile: None)
+    assert (app.tasks[name]._backend is not None) is asked
+    app.close()
 
 
 def test_failures_and_retries_reach_celerys_signals(app: Celery) -> None:

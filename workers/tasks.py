@@ -7,6 +7,8 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+from celery.backends.base import DisabledBackend
+
 from batching.errors import ConfigurationError
 from batching.schemas import parsing
 from workers.awaiting import awaited, is_awaited
@@ -124,7 +126,7 @@ class RequestStack(threading.local):
 def _quicken(app: Celery, task: Any) -> None:
     """Spare each run what its tracer would look up anew; before the tracer is built."""
     task.request_stack = RequestStack()
-    if not app.conf.result_backend:
+    if not app.conf.result_backend and isinstance(app.backend, DisabledBackend):
         # Asked twice a run, to do nothing: found here, and not by way of the application.
         task.backend = app.backend
 

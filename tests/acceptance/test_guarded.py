@@ -93,6 +93,30 @@ def test_a_hardened_installation_goes_through_a_whole_life(guarded: GuardedStage
     assert left <= {"canary", "hint", "batching", "_kombu.binding.batching", "_kombu.binding_permanent.batching"}
 
 
+@pytest.mark.parametrize("guarded", ["users.acl"], indirect=True)
+def test_an_operator_lets_a_hardened_worker_rest(guarded: GuardedStage) -> None:
+    stage = guarded
+    stage.worker("--pool=prefork", "--concurrency=2")
+    (worker,) = stage.registered()
+    payloads = {f"p{number}": {"gate": "gate"} for number in range(6)}
+    batch = stage.queue.get(stage.producer.submit("acceptance.work", list(payloads.items()), options=ONCE).id)
+    stage.began("p0", "p1")
+    # A viewer may not, and an operator may: through SQL alone, since no remote control reaches a hardened worker
+    refused = stage.verb("viewer", "drain", worker)
+    assert refused.returncode == 1
+    assert "permission denied" in refused.stderr
+    waiting = stage.verb("operator", "drain", worker, "--wait", "--timeout", "0.5")
+    assert (waiting.returncode, "2 of its profiles run" in waiting.stdout) == (1, True), waiting.stdout + waiting.stderr
+    stage.open()
+    (told,) = document(stage, "operator", "drain", worker, "--wait", "--timeout", "30")
+    assert (told["draining"], told["running"]) == (True, 0)
+    assert len(stage.entries()) < 6
+    assert "take work again" in stage.verb("operator", "drain", worker, "--off").stdout
+    stage.finished(batch)
+    stage.judge(batch)
+    assert stage.guarded.denied() == []
+
+
 @pytest.mark.parametrize("guarded", ["users-with-flower.acl"], indirect=True)
 def test_flower_and_inspect_with_the_other_list(guarded: GuardedStage) -> None:
     stage = guarded

@@ -389,6 +389,30 @@ MUTATIONS = [
         "                pass\n",
         tests=("tests/acceptance/test_endings.py::test_two_handlers_end_their_processes_at_the_same_time",),
     ),
+    one(
+        "rest",
+        "a worker that a person lets rest takes nothing new",
+        "workers/resting.py",
+        "        consumer.draining = True\n",
+        "        pass\n",
+        tests=("tests/acceptance/test_remote.py",),
+    ),
+    one(
+        "rest-reborn",
+        "a worker that rests, and was declared dead, rests on",
+        "workers/life.py",
+        "self._registry.register(self.info, drain=self.rest.asked)",
+        "self._registry.register(self.info)",
+        tests=("tests/acceptance/test_remote.py",),
+    ),
+    one(
+        "forgotten-first",
+        "what the pool has forgotten is taken back before the drain looks at what runs",
+        "workers/bootstep.py",
+        "        assembly.loop.call_soon(self._recover_forgotten)\n        assembly.loop.call_soon(drain.begin)\n",
+        "        assembly.loop.call_soon(drain.begin)\n        assembly.loop.call_soon(self._recover_forgotten)\n",
+        tests=(STOPPING,),
+    ),
     # --- the disk
     one(
         "flush",
