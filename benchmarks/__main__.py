@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,7 +16,7 @@ from benchmarks.environments import ROOT, InstallationError, programs
 from benchmarks.history import History
 from benchmarks.plan import FULL, QUICK, ROWS, Planned, plan
 from benchmarks.report import headline, write
-from benchmarks.results import Measurement, Results, describe_run
+from benchmarks.results import Measurement, Results, describe_run, revision
 from benchmarks.servers import Servers
 from benchmarks.stage import FailedError, Subject
 from benchmarks.workloads import Workloads
@@ -85,10 +86,13 @@ def _measure(results: Results, planned: Sequence[Planned], options: argparse.Nam
     with Servers() as servers:
         if not results.header:
             results.begin(describe_run(servers.versions(), sys.argv[1:]))
+        now = revision()
         runner = _Runner(Workloads(servers, History(servers, sizes.history)))
         try:
             for number, each in enumerate(waiting, 1):
                 measured = runner.measure(each)
+                if now != results.header.get("commit"):
+                    measured = replace(measured, revision=now)
                 results.add(measured)
                 _say(f"[{number}/{len(waiting)}] {each.label} #{each.repetition}: {_outcome(measured)}")
         except KeyboardInterrupt:

@@ -32,6 +32,8 @@ class Measurement:
     """That it took, all in all."""
     load: float = 0.0
     """The machine's load average of one minute, before."""
+    revision: str = ""
+    """Of the sources, where it was not yet the one that the run began with."""
 
 
 class Results:
@@ -102,6 +104,14 @@ class Results:
         """Contenders and shapes that were measured, or failed, in a workload, in the order of their first time."""
         return list(dict.fromkeys((each.planned.contender, each.planned.shape) for each in self.of(workload)))
 
+    def later_revisions(self) -> dict[str, list[str]]:
+        """What was measured again, or only, when the run was continued with other sources: workloads by revision."""
+        found: dict[str, list[str]] = {}
+        for each in self.measurements:
+            if each.revision and each.planned.workload not in (known := found.setdefault(each.revision, [])):
+                known.append(each.planned.workload)
+        return found
+
     def failures(self) -> list[Measurement]:
         """What could not be measured."""
         return [each for each in self.measurements if each.failed is not None]
@@ -121,7 +131,7 @@ def describe_run(servers: Mapping[str, str], arguments: Sequence[str]) -> dict[s
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "machine": _machine(),
         "versions": {"Python": platform.python_version(), **servers, **_versions()},
-        "commit": _commit(),
+        "commit": revision(),
         "arguments": list(arguments),
     }
 
@@ -150,7 +160,8 @@ def _lines(path: str) -> list[str]:
         return []
 
 
-def _commit() -> str:
+def revision() -> str:
+    """Of the sources, as `git describe` names it; empty for none."""
     command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -155,6 +156,13 @@ def test_what_failed_is_measured_again_and_gives_no_figure(results: Results) -> 
     assert not results.has(planned)
     assert results.series("drain", OURS, PREFORK, "durable_rate") == {}
     assert "it broke" in render(results, {})
+
+
+def test_what_was_measured_with_other_sources_says_so(results: Results) -> None:
+    results.add(measured("drain", OURS, PREFORK, durable_rate=7.0))
+    assert "revision abc\n- Machine" in render(results, {})
+    results.add(replace(measured("growth", OURS, PREFORK, cost_us=3.0), revision="def"))
+    assert "revision abc\n- Measured later, at revision def: growth\n- Machine" in render(results, {})
 
 
 def test_nested_figures_are_found_by_their_path(results: Results) -> None:

@@ -194,7 +194,7 @@ def test_the_window_grows_with_the_rate(leader: Leader) -> None:
     leader.ticks(2)
     leader.work()
     leader.tick()
-    # 8 in 0.35 s are as many as there were: twice the slots.
+    # 8 in 0.3 s are as many as there were: twice the slots.
     assert leader.sent(batch_id) == 8 + 8
     sent = []
     for _ in range(4):

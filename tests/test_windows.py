@@ -24,15 +24,15 @@ def test_the_rate_rises_at_once_and_decays() -> None:
     assert meter.add(50) == pytest.approx(50)
     clock.at += 2
     assert meter.add(0) == pytest.approx(50 / 2.71828, rel=1e-3)
-    assert RateMeter(clock).add(7) == pytest.approx(20)  # of a burst, no more than its share of 0.35 s
+    assert RateMeter(clock).add(6) == pytest.approx(20)  # of a burst, no more than its share of 0.3 s
 
 
 def test_bursts_within_a_moment_are_one_measurement() -> None:
     clock = Clock()
     meter = RateMeter(clock)
     for _ in range(5):
-        clock.at += 0.06
-        meter.add(70)
+        clock.at += 0.05
+        meter.add(60)
     assert meter.rate == pytest.approx(1_000)
     clock.at += 0.05
     assert meter.add(0) == pytest.approx(1_000)
@@ -56,7 +56,7 @@ def test_idle_workers_who_take_what_their_slots_hold_get_no_more_than_that() -> 
     window.sent(window.free(2))
     window.look(0)  # claimed, and they are long at it
     window.sent(window.free(2))
-    assert window.size(2) == 4  # as the rate has it: 4 in 0.35 s
+    assert window.size(2) == 4  # as the rate has it: 4 in 0.3 s
     window.look(4)
     assert window.free(2) == 0
 
