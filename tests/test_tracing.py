@@ -20,7 +20,7 @@ from batching.handlers import Handler, Profile
 from batching.interfaces import Ending, Outcome
 from workers.failures import MESSAGE_LIMIT, TRACEBACK_LIMIT, fingerprint, storable
 from workers.tasks import bind, check_pool
-from workers.tracing import Assignment, outcome_of, trace_run
+from workers.tracing import Assignment, Surroundings, outcome_of, trace_run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -191,8 +191,9 @@ def test_each_thread_is_at_its_own_run(app: Celery) -> None:
 
     name = bound(app, look)
     given = [an_assignment(name, None), an_assignment(name, None)]
+    around = Surroundings(app.tasks, None)
     with ThreadPoolExecutor(2) as pool:
-        outcomes = [outcome_of(answer) for answer in pool.map(trace_run, given)]
+        outcomes = [outcome_of(answer) for answer in pool.map(lambda each: trace_run(each, around), given)]
     assert [outcome.result for outcome in outcomes] == [f'"{each.task_id}"' for each in given]
     assert not app.tasks[name].request_stack
 
@@ -205,7 +206,7 @@ import gevent
 from celery import Celery, current_task
 from batching.handlers import Handler
 from workers.tasks import bind
-from workers.tracing import Assignment, outcome_of, trace_run
+from workers.tracing import Assignment, Surroundings, outcome_of, trace_run
 
 app = Celery("traced", broker="memory://")
 
@@ -219,7 +220,7 @@ def look(profile):
 
 bind(app, [Handler("tests.look", look)])
 given = [Assignment("tests.look", f"b{n}", 1, 1_000, "node@host", "w1", None, 7, 1, "k", "null", 1) for n in range(2)]
-jobs = [gevent.spawn(trace_run, each) for each in given]
+jobs = [gevent.spawn(trace_run, each, Surroundings(app.tasks, None)) for each in given]
 gevent.joinall(jobs)
 assert [outcome_of(job.value).result for job in jobs] == [f'"{each.task_id}"' for each in given]
 """
