@@ -189,9 +189,11 @@ def test_a_batch_is_moved_with_the_keyboard_alone_again_and_again(visit: Begin, 
     eventually(lambda: house.order("keys") == ["three", "one", "two"], 20)
     expect(page.locator(f"#b-{batches[2].id} .number")).to_contain_text("1")
     expect(up).to_be_focused()
-    page.locator(f"#down-{batches[2].id}").focus()
+    down = page.locator(f"#down-{batches[2].id}")
+    down.focus()
     page.keyboard.press("Enter")
     eventually(lambda: house.order("keys") == ["one", "three", "two"], 20)
+    expect(page.locator("#flash")).to_contain_text("one place down")
 
 
 def press_until(page: Page, key: str, found: str, most: int = 60) -> None:
