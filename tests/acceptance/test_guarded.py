@@ -123,6 +123,7 @@ def test_flower_and_inspect_with_the_other_list(guarded: GuardedStage) -> None:
     stage.worker("--pool=prefork", "--concurrency=2", "-E")
     with stage.acting_as("flower"):
         flower = Flower(stage)
+    eventually(lambda: len(json.loads(flower.get("/api/workers"))) == 1, 20)  # from then on it hears events
 
     batch = stage.queue.get(stage.producer.submit("acceptance.work", ["a", "b"], options=ONCE).id)
     stage.finished(batch)
