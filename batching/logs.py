@@ -101,8 +101,14 @@ def configure(form: str, level: str = "INFO") -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level)
+    hush()
     logging.captureWarnings(capture=True)
     configure_structlog()
+
+
+def hush() -> None:
+    """Let alembic tell of no look at the schema: every process of ours looks when it starts."""
+    logging.getLogger("alembic").setLevel(logging.WARNING)
 
 
 def configure_structlog() -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from batching import logs
 from batching.cli.output import json_flag, print_json
 from batching.errors import ConfigurationError
 
@@ -50,6 +51,7 @@ def dashboard(ctx: click.Context, /, host: str, port: int, *, read_only: bool) -
 
     access: Access = ctx.obj
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logs.hush()
     settings = access.settings
     if read_only:
         settings = settings.model_copy(update={"web_read_only": True})
