@@ -22,7 +22,7 @@ docs: $(VENV)/.dev ## Build the documentation into site/, which opens without a 
 browser: $(VENV)/.dev ## Find the Chromium of the tests; as root on Debian, install it
 	@$(BIN)/python -m tools.browser
 
-faults: $(VENV)/.dev ## All fault tests, with every point at every time it is reached: about half an hour
+faults: $(VENV)/.dev ## All fault tests, with every point at every time it is reached: an hour or two
 	$(BIN)/python -m pytest tests/faults --exhaustive $(FAULTS)
 
 soak: $(VENV)/.dev ## Faults at random for MINUTES=n, watching for what grows; SEED=n repeats the dice

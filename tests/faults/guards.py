@@ -405,14 +405,6 @@ MUTATIONS = [
         "self._registry.register(self.info)",
         tests=("tests/acceptance/test_remote.py",),
     ),
-    one(
-        "forgotten-first",
-        "what the pool has forgotten is taken back before the drain looks at what runs",
-        "workers/bootstep.py",
-        "        assembly.loop.call_soon(self._recover_forgotten)\n        assembly.loop.call_soon(drain.begin)\n",
-        "        assembly.loop.call_soon(drain.begin)\n        assembly.loop.call_soon(self._recover_forgotten)\n",
-        tests=(STOPPING,),
-    ),
     # --- the disk
     one(
         "flush",

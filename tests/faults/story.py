@@ -266,6 +266,8 @@ class Player:
             if act.__name__ not in self.ledger.names("over"):
                 act()
                 self.ledger.write("over", act.__name__)
+        # Once more: a producer that was frozen on its way to the database hands over what was pruned meanwhile.
+        self.prune()
         self.until(self.is_over)
         (self.scene.place / f"{self.scene.role}.settled").touch()
         if self.scene.lingers:
