@@ -140,6 +140,7 @@ class Sweeper:
             signs: dict[str, datetime | None] = dict(leadership.heartbeats(connection))
             signs |= dict.fromkeys(sweep.orphaned_workers(connection))
         lost = 0
+        self._failed &= signs.keys()
         # One that cannot be taken back must not keep those behind it waiting: it comes last in the next pass.
         for worker_id in sorted(self._watch.look(signs), key=self._failed.__contains__):
             self._failed.add(worker_id)

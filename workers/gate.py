@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _FIRST_PAUSE: Final = 0.1
-#: A quarter of the default lease: whoever is watched for silence has to meet the moments when SQL is there.
+#: A quarter of the default lease of a worker: the leader watches it for silence, so it has to meet the moments when
+#: SQL is there.
 _LONGEST_PAUSE: Final = 2.5
 
 _Result = TypeVar("_Result")
