@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from batching.moves import advertising, figures, leadership, profile, rehearsal, rows, sweep
 from batching.schemas import advertised
@@ -11,10 +11,26 @@ from batching.states import BatchState
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
+    from sqlalchemy import Connection
+
     from batching.database import Database
     from batching.figures import Figures, News
     from batching.interfaces import RunId, WorkerInfo
-    from batching.moves.leadership import Heard
+
+
+class Heard(NamedTuple):
+    """What a worker hears when it shows a sign of life."""
+
+    drain: bool
+    """A person wants it to take nothing new."""
+    queues: list[str]
+    """The names of all queues."""
+    running: list[RunId]
+    """What SQL thinks this worker runs."""
+    stopping: set[str]
+    """Of the batches that it asked about: nothing of them should begin any more."""
+    stands: bool
+    """The offer that it asked about can still be claimed: it is dispatched, and nobody has taken it."""
 
 
 class WorkerRegistry:
@@ -47,8 +63,12 @@ class WorkerRegistry:
         stuck: str | None = None,
         counted: Figures | None = None,
         gauges: dict[str, Any] | None = None,
+        waiting: Collection[str] = (),
+        offer: RunId | None = None,
     ) -> Heard | None:
-        """Show a sign of life, and hear what is asked.
+        """Show a sign of life, and hear what there is to know: all in one transaction, since each is round trips more.
+
+        On a bad line a sign of life takes seconds in which this worker does nothing else.
 
         Args:
             worker_id: Whose.
@@ -56,22 +76,34 @@ class WorkerRegistry:
             stuck: Why it makes no progress; None while it does.
             counted: What it has counted, which is told on this occasion, by one statement more.
             gauges: What it holds now.
+            waiting: Batches of which it holds what has not begun.
+            offer: A run that waits for this worker to be empty.
 
         Returns:
-            What is asked of it; None: it was declared dead and must register again under a new id.
+            What it hears; None: it was declared dead and must register again under a new id.
         """
         seen = None if gauges is None else {**gauges, "connections": self._database.connections()._asdict()}
         if counted is not None:
             counted.grown("database_connects", "worker", total=self._database.connects)
         news = None if counted is None else counted.news()
         with self._database.begin() as writing:
-            asked = leadership.beat(writing, worker_id, draining=draining, stuck=stuck, gauges=seen)
             heard = news is not None and figures.tell(writing, news)
-        self._heard(counted, news, heard)
-        return asked
+            queues = leadership.queue_names(writing)
+            running = [run for run, *_ in profile.running_of(writing, worker_id)]
+            stopping = self._stopping(writing, waiting)
+            stands = offer is not None and profile.stands(writing, offer)
+            # Last: the sweep waits for this row's lock, and would wait for the reads.
+            asked = leadership.beat(writing, worker_id, draining=draining, stuck=stuck, gauges=seen)
+        self._told(counted, news, heard)
+        return None if asked is None else Heard(asked, queues, running, stopping, stands)
 
     @staticmethod
-    def _heard(counted: Figures | None, news: News | None, heard: bool) -> None:
+    def _stopping(connection: Connection, batch_ids: Collection[str]) -> set[str]:
+        found = rows.read_batches(connection, batch_ids) if batch_ids else {}
+        return {batch.id for batch in found.values() if batch.state is BatchState.STOPPING}
+
+    @staticmethod
+    def _told(counted: Figures | None, news: News | None, heard: bool) -> None:
         if counted is not None and news is not None and heard:
             counted.told(news)
 
@@ -80,36 +112,15 @@ class WorkerRegistry:
         with self._database.begin() as writing:
             leadership.ask_to_drain(writing, [worker_id], drain=drain)
 
-    def running(self, worker_id: str) -> list[RunId]:
-        """What SQL thinks this worker runs."""
-        with self._database.read() as reading:
-            return [run for run, *_ in profile.running_of(reading, worker_id)]
-
     def give_back(self, worker_id: str, runs: Sequence[RunId]) -> int:
         """Return claimed runs uncharged; how many this worker really held."""
         with self._database.begin() as writing:
             return sweep.give_back(writing, worker_id, runs)
 
-    def stands(self, run: RunId) -> bool:
-        """Whether an offered run can still be claimed: it is dispatched, and nobody has taken it."""
-        with self._database.read() as reading:
-            return profile.stands(reading, run)
-
-    def stopping(self, batch_ids: Collection[str]) -> set[str]:
-        """Which of these batches are stopping: nothing of them should begin any more."""
-        with self._database.read() as reading:
-            found = rows.read_batches(reading, batch_ids)
-        return {batch.id for batch in found.values() if batch.state is BatchState.STOPPING}
-
     def interrupted(self, batch_ids: Collection[str]) -> set[str]:
         """Those of these batches that were cancelled together with what runs of them."""
         with self._database.read() as reading:
             return rows.interrupted(reading, batch_ids)
-
-    def queues(self) -> list[str]:
-        """The names of all queues."""
-        with self._database.read() as reading:
-            return leadership.queue_names(reading)
 
     def leave(self, worker_id: str, counted: Figures | None = None) -> None:
         """Give everything back and delete the row: the end of a clean stop. Repeatable."""
@@ -118,4 +129,4 @@ class WorkerRegistry:
             sweep.give_back(writing, worker_id, [run for run, *_ in profile.running_of(writing, worker_id)])
             leadership.unregister(writing, worker_id)
             heard = news is not None and figures.tell(writing, news)
-        self._heard(counted, news, heard)
+        self._told(counted, news, heard)

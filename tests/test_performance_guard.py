@@ -16,10 +16,13 @@ from sqlalchemy import event, text
 
 from batching.database import Database
 from batching.execution_manager import BatchExecutionManager
+from batching.figures import Figures
 from batching.interfaces import Claimed, Dispatch, Lane, RunId, Terms
 from batching.moves import profile, statements
 from batching.options import BatchOptions
 from batching.outlook import look
+from batching.registry import Heard, WorkerRegistry
+from batching.states import StopTarget
 from tests.accounting import DONE, FAILED, HANDLER, Desk, assert_accounted, end, plant_batch
 from tests.recording import RecordingPublisher
 from workers.offers import Reader
@@ -102,6 +105,24 @@ def test_a_batch_in_full_swing_is_settled_without_a_look_at_its_end(desk: Desk) 
     with counted(desk.database) as seen:
         execution.complete(desk.worker, [(each, DONE) for each in taken[:10]], holding={batch_id})
     assert len(seen) <= MOST[desk.database.dialect]["settle"]
+
+
+def test_a_sign_of_life_is_one_transaction_whatever_there_is_to_hear(desk: Desk) -> None:
+    """Each statement is a round trip in which the worker does nothing else."""
+    desk.register()
+    batch_id = desk.start(3)
+    stopped, offer = desk.start(2), desk.dispatch(batch_id, 1)[0]
+    held = [each.run for each in desk.claim(stopped, 1)]
+    desk.states.stop(stopped, StopTarget.PAUSED, "p")
+    process = Figures()
+    process.ran(HANDLER, batch_id, 0.1)
+    with counted(desk.database) as seen:
+        heard = WorkerRegistry(desk.database).beat(
+            desk.worker, counted=process, gauges={"active": 1}, waiting={batch_id, stopped}, offer=offer
+        )
+    assert heard == Heard(drain=False, queues=["default"], running=held, stopping={stopped}, stands=True)
+    # BEGIN, what was counted, the queues, what runs, what stops, the offer, the sign itself, COMMIT
+    assert len(seen) <= 8
 
 
 @pytest.fixture(scope="module")

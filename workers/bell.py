@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 #: Seconds between two rings of the leader's doorbell, and after one that failed.
 _PAUSE: Final = 0.02
 _REST: Final = 5.0
+#: Rests are so many times as long as telling took: on a slow line, the loop has better things to do.
+_SHARE: Final = 4
 
 
 class Bell:
@@ -37,7 +39,7 @@ class Bell:
         self._dry = dry
         self.news = News(prefix)
         """Batches whose settlements nobody was told of yet."""
-        self._rung = 0.0
+        self._rung = self._rested = 0.0
         self._planned = False
 
     def settled(self, batch_ids: Iterable[str]) -> None:
@@ -48,19 +50,24 @@ class Bell:
     def ring(self) -> None:
         """Ring, unless it rang a moment ago."""
         now = monotonic()
-        news = (self.news.take(now),) if now >= self._rung and self.news.due(now) else ()
-        try:
-            if now >= self._rung + _PAUSE and self._dry():
-                self._rung = now
-                self._publisher.hint(*news)
-            elif news:
-                self._publisher.tell(*news)
-        except BrokerUnavailableError:
-            # A Redis that is frozen must not cost every group of outcomes a time-out.
-            self._rung = monotonic() + _REST
+        if now >= self._rested:
+            try:
+                self._send(now)
+                self._rested = now + (1 + _SHARE) * (monotonic() - now)
+            except BrokerUnavailableError:
+                # A Redis that is frozen must not cost every group of outcomes a time-out.
+                self._rested = monotonic() + _REST
         if self.news and not self._planned:
             self._planned = True
             self._loop.call_later(PAUSE, self._tell_rest)
+
+    def _send(self, now: float) -> None:
+        news = (self.news.take(now),) if self.news.due(now) else ()
+        if now >= self._rung + _PAUSE and self._dry():
+            self._rung = now
+            self._publisher.hint(*news)
+        elif news:
+            self._publisher.tell(*news)
 
     def _tell_rest(self) -> None:
         """What settled last must not wait for the next group, which may never come."""

@@ -16,7 +16,7 @@ from workers.popper import Popper
 from workers.publisher import lane_key
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
 
     from batching.interfaces import RunId
     from workers.consumer import LaneConsumer
@@ -134,10 +134,14 @@ class Intake:
         for run in runs:
             self.pending.pop(run, None)
 
-    def reconsider(self, stands: Callable[[RunId], bool]) -> None:
-        """Let go of an offer that wants this worker to itself when another one took it: nothing is left to wait for."""
-        if self._alone is not None and not stands(self._alone.run):
-            self._alone = None
+    @property
+    def offer(self) -> RunId | None:
+        """The run that waits for this worker to be empty."""
+        return None if self._alone is None else self._alone.run
+
+    def withdraw(self) -> None:
+        """Let go of that offer when another worker took it: nothing is left to wait for."""
+        self._alone = None
 
     def _return_pending(self) -> None:
         offers, self.pending = list(self.pending.values()), {}

@@ -61,4 +61,4 @@ class Interrupter:
 
 
 def _has_run_for_a_while(request: RunRequest) -> bool:
-    return request.time_start is not None and time() - request.time_start > LOOK
+    return not request.over and request.time_start is not None and time() - request.time_start > LOOK

@@ -11,8 +11,10 @@ from workers.resting import Rest
 from workers.vitals import stuck
 
 if TYPE_CHECKING:
-    from batching.interfaces import WorkerInfo
-    from batching.moves.leadership import Heard
+    from collections.abc import Sequence
+
+    from batching.interfaces import RunId, WorkerInfo
+    from batching.registry import Heard
     from workers.consumer import LaneConsumer
     from workers.ports import Ports
 
@@ -84,30 +86,34 @@ class Life:
             self.heartbeat()
 
     def _beat(self) -> bool:
-        consumer = self._consumer
         if not self.registered:
             # A fresh id for each try: one whose COMMIT was not answered may exist, and the sweep will find it silent.
             self.info = self._fresh_identity()
             self._registry.rehearse(self.info.id)
             self._registry.register(self.info)
             self.registered = True
-        elif (heard := self._show()) is None:
+        if (heard := self._show()) is None:
             self._be_reborn()
-        else:
-            self.rest.heard(asked=heard.drain)
-        if not consumer.draining:
-            queues = self._settings.queues
-            consumer.intake.serve(self._registry.queues() if EVERY_QUEUE in queues else queues)
-        consumer.intake.reconsider(self._registry.stands)
-        waiting = {request.claimed.run.batch_id for request in consumer.active.values() if request.waits}
-        if waiting:
-            consumer.give_back_stopped(self._registry.stopping(waiting))
-        self._give_back_strays()
+            heard = self._show()
+        if heard is None:  # declared dead again, at once: so be it, with the next sign of life
+            return False
         self.shown = monotonic()
+        self._obey(heard)
         return True
 
+    def _obey(self, heard: Heard) -> None:
+        consumer = self._consumer
+        self.rest.heard(asked=heard.drain)
+        if not consumer.draining:
+            queues = self._settings.queues
+            consumer.intake.serve(heard.queues if EVERY_QUEUE in queues else queues)
+        if not heard.stands:
+            consumer.intake.withdraw()
+        consumer.give_back_stopped(heard.stopping)
+        self._give_back_strays(heard.running)
+
     def _show(self) -> Heard | None:
-        """Beat, and tell on this occasion what was counted and what is held; what is asked of this worker."""
+        """Beat, and tell on this occasion what was counted and what is held; what there is to hear."""
         consumer = self._consumer
         gauges = {
             "pending": len(consumer.intake.pending),
@@ -120,11 +126,13 @@ class Life:
             stuck=stuck(consumer, monotonic()),
             counted=consumer.figures,
             gauges=gauges,
+            waiting={request.claimed.run.batch_id for request in consumer.active.values() if request.waits},
+            offer=consumer.intake.offer,
         )
 
-    def _give_back_strays(self) -> None:
+    def _give_back_strays(self, running: Sequence[RunId]) -> None:
         consumer = self._consumer
-        strays = [run for run in self._registry.running(self.info.id) if run not in consumer.held]
+        strays = [run for run in running if run not in consumer.held]
         if strays:
             returned = self._registry.give_back(self.info.id, strays)
             consumer.figures.count("sweep_repairs", "stray", amount=returned)

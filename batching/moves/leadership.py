@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import delete, insert, literal, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
@@ -70,13 +70,6 @@ def register(connection: Connection, info: WorkerInfo, *, drain: bool = False) -
     connection.execute(insert(workers).values(values | {"drain_asked": drain, "draining": drain}))
 
 
-class Heard(NamedTuple):
-    """What a worker hears when it shows a sign of life."""
-
-    drain: bool
-    """A person wants it to take nothing new."""
-
-
 def beat(
     connection: Connection,
     worker_id: str,
@@ -84,15 +77,15 @@ def beat(
     draining: bool,
     stuck: str | None = None,
     gauges: dict[str, Any] | None = None,
-) -> Heard | None:
-    """A sign of life; None when the sweep has declared this worker dead and deleted its row."""
+) -> bool | None:
+    """A sign of life; whether the worker is asked to drain, or None when it was declared dead and its row is gone."""
     asked = connection.scalar(
         update(workers)
         .where(workers.c.id == worker_id)
         .values(heartbeat_at=now(), draining=draining, stuck=stuck, gauges=gauges)
         .returning(workers.c.drain_asked)
     )
-    return None if asked is None else Heard(bool(asked))
+    return None if asked is None else bool(asked)
 
 
 def ask_to_drain(connection: Connection, worker_ids: Sequence[str], *, drain: bool) -> int:

@@ -353,7 +353,7 @@ MUTATIONS = [
         "strays",
         "a worker gives back what it does not know",
         "workers/life.py",
-        "        strays = [run for run in self._registry.running(self.info.id) if run not in consumer.held]\n",
+        "        strays = [run for run in running if run not in consumer.held]\n",
         "        strays: list[RunId] = []\n",
         tests=(CONSUMER,),
     ),
