@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from batching.moves import advertising, figures, leadership, profile, rehearsal, rows, sweep
 from batching.schemas import advertised
@@ -18,19 +18,33 @@ if TYPE_CHECKING:
     from batching.interfaces import RunId, WorkerInfo
 
 
+class Asked(NamedTuple):
+    """What a worker wants to hear."""
+
+    waiting: Collection[str] = ()
+    """Batches of which it holds what has not begun."""
+    run: RunId | None = None
+    """One that waits for this worker to be empty."""
+    queues: bool = False
+    """It serves all of them."""
+
+
+NOTHING: Final = Asked()
+
+
 class Heard(NamedTuple):
     """What a worker hears when it shows a sign of life."""
 
     drain: bool
     """A person wants it to take nothing new."""
     queues: list[str]
-    """The names of all queues."""
+    """The names of all queues, when it asked for them."""
     running: list[RunId]
     """What SQL thinks this worker runs."""
     stopping: set[str]
     """Of the batches that it asked about: nothing of them should begin any more."""
-    stands: bool
-    """The offer that it asked about can still be claimed: it is dispatched, and nobody has taken it."""
+    stands: bool | None
+    """Whether the run that it asked about can still be claimed: it is dispatched, and nobody has taken it."""
 
 
 class WorkerRegistry:
@@ -63,10 +77,9 @@ class WorkerRegistry:
         stuck: str | None = None,
         counted: Figures | None = None,
         gauges: dict[str, Any] | None = None,
-        waiting: Collection[str] = (),
-        offer: RunId | None = None,
+        asked: Asked = NOTHING,
     ) -> Heard | None:
-        """Show a sign of life, and hear what there is to know: all in one transaction, since each is round trips more.
+        """Show a sign of life, and hear what there is to know, all in one transaction: each costs round trips.
 
         On a bad line a sign of life takes seconds in which this worker does nothing else.
 
@@ -76,8 +89,7 @@ class WorkerRegistry:
             stuck: Why it makes no progress; None while it does.
             counted: What it has counted, which is told on this occasion, by one statement more.
             gauges: What it holds now.
-            waiting: Batches of which it holds what has not begun.
-            offer: A run that waits for this worker to be empty.
+            asked: What it wants to hear.
 
         Returns:
             What it hears; None: it was declared dead and must register again under a new id.
@@ -87,15 +99,15 @@ class WorkerRegistry:
             counted.grown("database_connects", "worker", total=self._database.connects)
         news = None if counted is None else counted.news()
         with self._database.begin() as writing:
-            heard = news is not None and figures.tell(writing, news)
-            queues = leadership.queue_names(writing)
+            told = news is not None and figures.tell(writing, news)
+            queues = leadership.queue_names(writing) if asked.queues else []
             running = [run for run, *_ in profile.running_of(writing, worker_id)]
-            stopping = self._stopping(writing, waiting)
-            stands = offer is not None and profile.stands(writing, offer)
+            stopping = self._stopping(writing, asked.waiting)
+            stands = None if asked.run is None else profile.stands(writing, asked.run)
             # Last: the sweep waits for this row's lock, and would wait for the reads.
-            asked = leadership.beat(writing, worker_id, draining=draining, stuck=stuck, gauges=seen)
-        self._told(counted, news, heard)
-        return None if asked is None else Heard(asked, queues, running, stopping, stands)
+            drain = leadership.beat(writing, worker_id, draining=draining, stuck=stuck, gauges=seen)
+        self._told(counted, news, told)
+        return None if drain is None else Heard(drain, queues, running, stopping, stands)
 
     @staticmethod
     def _stopping(connection: Connection, batch_ids: Collection[str]) -> set[str]:
@@ -103,9 +115,14 @@ class WorkerRegistry:
         return {batch.id for batch in found.values() if batch.state is BatchState.STOPPING}
 
     @staticmethod
-    def _told(counted: Figures | None, news: News | None, heard: bool) -> None:
-        if counted is not None and news is not None and heard:
+    def _told(counted: Figures | None, news: News | None, told: bool) -> None:
+        if counted is not None and news is not None and told:
             counted.told(news)
+
+    def touch(self, worker_id: str) -> None:
+        """Show a bare sign of life: a statement of `beat` that takes too long must not cost the worker its life."""
+        with self._database.begin() as writing:
+            leadership.touch(writing, worker_id)
 
     def ask_to_drain(self, worker_id: str, *, drain: bool) -> None:
         """Ask a worker to drain, or to take work again."""
@@ -126,7 +143,7 @@ class WorkerRegistry:
         """Give everything back and delete the row: the end of a clean stop. Repeatable."""
         news = None if counted is None else counted.news()
         with self._database.begin() as writing:
+            told = news is not None and figures.tell(writing, news)
             sweep.give_back(writing, worker_id, [run for run, *_ in profile.running_of(writing, worker_id)])
             leadership.unregister(writing, worker_id)
-            heard = news is not None and figures.tell(writing, news)
-        self._told(counted, news, heard)
+        self._told(counted, news, told)

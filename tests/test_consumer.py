@@ -23,7 +23,7 @@ from batching.database import Database
 from batching.errors import DatabaseUnavailableError
 from batching.execution_manager import BatchExecutionManager
 from batching.handlers import Handler, Profile
-from batching.interfaces import Dispatch, Lane
+from batching.interfaces import Dispatch, Lane, RunId
 from batching.live import PAUSE, Listener
 from batching.models import profiles, workers
 from batching.options import BatchSpec, ProfileInput
@@ -35,6 +35,7 @@ from workers.consumer import LaneConsumer
 from workers.drain import Drain
 from workers.executors import PoolExecutor
 from workers.hubs import HubBridge
+from workers.interrupter import Interrupter
 from workers.loops import Loop
 from workers.offers import Reader
 from workers.ports import Ports
@@ -44,7 +45,7 @@ from workers.tasks import bind
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
 
-    from batching.interfaces import Claimed, ClaimResult, Outcome, RunId, SettleResult
+    from batching.interfaces import Claimed, ClaimResult, Outcome, SettleResult
     from tests.servers import ValkeyServer
 
 HANDLER = "tests.bench"
@@ -260,7 +261,7 @@ def test_slow_runs_in_threads_get_the_interpreter_between_the_steps_of_the_loop(
     bench.start()
     bench.finished(batch_id)
     assert set(turns) == {0}
-    assert len(turns) >= 60 // 8
+    assert len(turns) >= 3 * 60 // 8 - 2  # each is prepared, handed over, and ends
 
 
 def test_a_suspect_runs_with_nothing_beside_it(bench: Bench) -> None:
@@ -370,6 +371,57 @@ def test_a_worker_that_was_declared_dead_goes_on_as_another(bench: Bench) -> Non
     bench.finished(batch_id, run=2)
     with bench.database.read() as connection:
         assert list(connection.scalars(select(workers.c.id))) == [bench.consumer.worker_id]
+
+
+def test_a_look_that_takes_too_long_costs_no_worker_its_life(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a sign of life reads may be slow, or fail; the sign itself comes through on the next try."""
+    bench.start()
+    worker = bench.consumer.worker_id
+
+    def seen() -> Any:
+        with bench.database.read() as connection:
+            return connection.scalar(select(workers.c.heartbeat_at).where(workers.c.id == worker))
+
+    def slow(*_: object) -> Any:
+        raise DatabaseUnavailableError("canceling statement due to statement timeout")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("batching.moves.profile.running_of", slow)
+        eventually(lambda: not bench.consumer.gate.open)
+        first = seen()
+        eventually(lambda: seen() > first)
+        assert not bench.consumer.gate.open
+    eventually(lambda: bench.consumer.gate.open)
+    assert bench.consumer.worker_id == worker
+
+
+def test_of_a_cancelled_batch_only_what_still_runs_is_interrupted() -> None:
+    """The child of a run that is over, and was not taken note of yet, may be at another one."""
+    told: list[str] = []
+
+    def request(name: str, *, over: bool) -> Any:
+        run = RunId("batch", 1 if over else 2, 1)
+        return SimpleNamespace(
+            id=name,
+            over=over,
+            waits=False,
+            time_start=time.time() - 5,
+            log_fields=dict,
+            claimed=SimpleNamespace(run=run),
+        )
+
+    active = {each.claimed.run: each for each in (request("ended", over=True), request("running", over=False))}
+    looker: Any = SimpleNamespace(
+        active=active,
+        gate=SimpleNamespace(open=True, run=lambda call: call()),
+        registry=SimpleNamespace(interrupted=set),
+        executor=SimpleNamespace(interrupt=lambda request, force: told.append(request.id)),
+    )
+    Interrupter(looker).look()
+    assert told == ["running"]
+    del active[RunId("batch", 2, 1)]
+    looker.registry = None
+    Interrupter(looker).look()  # nothing is asked for the sake of one that is over
 
 
 def test_a_run_revoked_before_its_claim_does_not_run(bench: Bench) -> None:

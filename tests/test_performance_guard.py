@@ -21,7 +21,7 @@ from batching.interfaces import Claimed, Dispatch, Lane, RunId, Terms
 from batching.moves import profile, statements
 from batching.options import BatchOptions
 from batching.outlook import look
-from batching.registry import Heard, WorkerRegistry
+from batching.registry import Asked, Heard, WorkerRegistry
 from batching.states import StopTarget
 from tests.accounting import DONE, FAILED, HANDLER, Desk, assert_accounted, end, plant_batch
 from tests.recording import RecordingPublisher
@@ -118,7 +118,7 @@ def test_a_sign_of_life_is_one_transaction_whatever_there_is_to_hear(desk: Desk)
     process.ran(HANDLER, batch_id, 0.1)
     with counted(desk.database) as seen:
         heard = WorkerRegistry(desk.database).beat(
-            desk.worker, counted=process, gauges={"active": 1}, waiting={batch_id, stopped}, offer=offer
+            desk.worker, counted=process, gauges={"active": 1}, asked=Asked({batch_id, stopped}, offer, queues=True)
         )
     assert heard == Heard(drain=False, queues=["default"], running=held, stopping={stopped}, stands=True)
     # BEGIN, what was counted, the queues, what runs, what stops, the offer, the sign itself, COMMIT

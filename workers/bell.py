@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 #: Seconds between two rings of the leader's doorbell, and after one that failed.
 _PAUSE: Final = 0.02
 _REST: Final = 5.0
-#: Rests are so many times as long as telling took: on a slow line, the loop has better things to do.
-_SHARE: Final = 4
+#: How much longer than a ring took it rests, up to that: on a slow line, the loop has better things to do.
+_TIMES: Final = 4
 
 
 class Bell:
@@ -39,7 +39,7 @@ class Bell:
         self._dry = dry
         self.news = News(prefix)
         """Batches whose settlements nobody was told of yet."""
-        self._rung = self._rested = 0.0
+        self._rung = self._rests_until = 0.0
         self._planned = False
 
     def settled(self, batch_ids: Iterable[str]) -> None:
@@ -48,26 +48,29 @@ class Bell:
         self.ring()
 
     def ring(self) -> None:
-        """Ring, unless it rang a moment ago."""
+        """Ring, unless it rang a moment ago, or rests."""
         now = monotonic()
-        if now >= self._rested:
+        if now >= self._rests_until:
             try:
-                self._send(now)
-                self._rested = now + (1 + _SHARE) * (monotonic() - now)
+                if self._send(now):
+                    end = monotonic()
+                    self._rests_until = end + min(_REST, _TIMES * (end - now))
             except BrokerUnavailableError:
                 # A Redis that is frozen must not cost every group of outcomes a time-out.
-                self._rested = monotonic() + _REST
+                self._rests_until = monotonic() + _REST
         if self.news and not self._planned:
             self._planned = True
             self._loop.call_later(PAUSE, self._tell_rest)
 
-    def _send(self, now: float) -> None:
+    def _send(self, now: float) -> bool:
         news = (self.news.take(now),) if self.news.due(now) else ()
         if now >= self._rung + _PAUSE and self._dry():
             self._rung = now
             self._publisher.hint(*news)
-        elif news:
+            return True
+        if news:
             self._publisher.tell(*news)
+        return bool(news)
 
     def _tell_rest(self) -> None:
         """What settled last must not wait for the next group, which may never come."""

@@ -38,8 +38,10 @@ logger = logging.getLogger(__name__)
 _BUNDLE_SIZE: Final = 262_144
 #: Seconds for which what the pool tells is gathered, while it has enough to do.
 _GATHER: Final = 0.002
-#: Steps of this loop after which threads of the pool get their turn.
+#: Steps of this loop after which threads of the pool get their turn; and how much longer than a turn took it then goes
+#: on without another.
 _STEPS: Final = 8
+_TURNS: Final = 4
 #: Seconds between two looks for bundles that take longer than planned.
 _RELIEF: Final = 0.05
 
@@ -72,6 +74,7 @@ class LaneConsumer:
         self._told: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
         self._polite = self.executor.pool == "threads"
         self._steps = 0
+        self._next_turn = 0.0
         settings = ports.settings
         self.appetite = Appetite(self.executor.slots, settings)
         self.outcomes = Outcomes(ports.manager, settings.flush_size, settings.flush_interval, self._held_of)
@@ -259,12 +262,15 @@ class LaneConsumer:
     def _give_way(self) -> None:
         """Let threads have the interpreter that wait for it: a step for a run that goes by itself is done.
 
-        Such runs are slow: they wait for something, a hundred of them at once, and each that wakes up while this loop
-        takes note of a group would wait for all of it (for 5 ms, `sys.getswitchinterval`), and end so much later.
+        Most such runs wait for something, a hundred of them at once, and each that wakes up while this loop takes note
+        of a group would wait for all of it (for 5 ms, `sys.getswitchinterval`), and end so much later. But threads that
+        compute give it back when they must, one after the other: this loop has signs of life to show meanwhile.
         """
         self._steps += 1
-        if self._polite and self._steps % _STEPS == 0:
+        if self._polite and self._steps % _STEPS == 0 and (now := monotonic()) >= self._next_turn:
             sleep(0)
+            back = monotonic()
+            self._next_turn = back + _TURNS * (back - now)
 
     def _refuse_limits(self, request: RunRequest) -> bool:
         """End a run, as failed, whose batch asks for time limits that this pool cannot keep; whether it did."""

@@ -135,12 +135,12 @@ class Intake:
             self.pending.pop(run, None)
 
     @property
-    def offer(self) -> RunId | None:
+    def waiting_run(self) -> RunId | None:
         """The run that waits for this worker to be empty."""
         return None if self._alone is None else self._alone.run
 
-    def withdraw(self) -> None:
-        """Let go of that offer when another worker took it: nothing is left to wait for."""
+    def stop_waiting(self) -> None:
+        """Let go of the offer of that run: another worker took it."""
         self._alone = None
 
     def _return_pending(self) -> None:

@@ -43,7 +43,8 @@ class Interrupter:
             return
         cancelled = consumer.gate.run(lambda: consumer.registry.interrupted(long)) or set()
         for request in list(active.values()):
-            if request.claimed.run.batch_id in cancelled:
+            # Of one that is over, the child may be at another's already.
+            if request.claimed.run.batch_id in cancelled and not request.over:
                 self._end(request)
 
     def _end(self, request: RunRequest) -> None:

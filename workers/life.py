@@ -6,6 +6,7 @@ import logging
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
+from batching.registry import Asked
 from workers.identity import announce
 from workers.resting import Rest
 from workers.vitals import stuck
@@ -40,6 +41,8 @@ class Life:
         self.rest = Rest(consumer)
         self.shown = 0.0
         """When it showed a sign of life last, by the monotonic clock."""
+        self._unheard = False
+        """Whether something went wrong in the last one: then the next begins with the sign alone."""
 
     def start(self) -> None:
         """Begin to show signs of life. Call it in the loop's thread, or before the loop runs."""
@@ -92,11 +95,15 @@ class Life:
             self._registry.rehearse(self.info.id)
             self._registry.register(self.info)
             self.registered = True
+        elif self._unheard:
+            self._registry.touch(self.info.id)
+        self._unheard = True
         if (heard := self._show()) is None:
             self._be_reborn()
             heard = self._show()
         if heard is None:  # declared dead again, at once: so be it, with the next sign of life
             return False
+        self._unheard = False
         self.shown = monotonic()
         self._obey(heard)
         return True
@@ -107,8 +114,8 @@ class Life:
         if not consumer.draining:
             queues = self._settings.queues
             consumer.intake.serve(heard.queues if EVERY_QUEUE in queues else queues)
-        if not heard.stands:
-            consumer.intake.withdraw()
+        if heard.stands is False:
+            consumer.intake.stop_waiting()
         consumer.give_back_stopped(heard.stopping)
         self._give_back_strays(heard.running)
 
@@ -126,8 +133,11 @@ class Life:
             stuck=stuck(consumer, monotonic()),
             counted=consumer.figures,
             gauges=gauges,
-            waiting={request.claimed.run.batch_id for request in consumer.active.values() if request.waits},
-            offer=consumer.intake.offer,
+            asked=Asked(
+                {request.claimed.run.batch_id for request in consumer.active.values() if request.waits},
+                consumer.intake.waiting_run,
+                EVERY_QUEUE in self._settings.queues,
+            ),
         )
 
     def _give_back_strays(self, running: Sequence[RunId]) -> None:

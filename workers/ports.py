@@ -6,12 +6,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from batching.figures import Figures
+from batching.registry import NOTHING
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
     from batching.interfaces import Claimed, IBatchExecutionManager, RunId, WorkerInfo
-    from batching.registry import Heard
+    from batching.registry import Asked, Heard
     from batching.settings import Settings
     from workers.bundles import Bundle
     from workers.consumer import LaneConsumer
@@ -33,9 +34,9 @@ class Registry(Protocol):
         stuck: str | None = None,
         counted: Figures | None = None,
         gauges: dict[str, Any] | None = None,
-        waiting: Collection[str] = (),
-        offer: RunId | None = None,
+        asked: Asked = NOTHING,
     ) -> Heard | None: ...
+    def touch(self, worker_id: str) -> None: ...
     def ask_to_drain(self, worker_id: str, *, drain: bool) -> None: ...
     def give_back(self, worker_id: str, runs: Sequence[RunId]) -> int: ...
     def interrupted(self, batch_ids: Collection[str]) -> set[str]: ...

@@ -88,6 +88,11 @@ def beat(
     return None if asked is None else bool(asked)
 
 
+def touch(connection: Connection, worker_id: str) -> None:
+    """A sign of life that says nothing else; of one that was declared dead it changes nothing."""
+    connection.execute(update(workers).where(workers.c.id == worker_id).values(heartbeat_at=now()))
+
+
 def ask_to_drain(connection: Connection, worker_ids: Sequence[str], *, drain: bool) -> int:
     """Ask workers to drain, or to take work again; how many of them are registered."""
     asked = update(workers).where(workers.c.id.in_(list(worker_ids))).values(drain_asked=drain)
