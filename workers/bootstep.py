@@ -19,6 +19,7 @@ from workers.drain import Drain
 from workers.heap import spare_what_is_loaded
 from workers.hubs import HubBridge, Turning, attentive, patient
 from workers.remote import ATTRIBUTE
+from workers.sharing import share_interpreter
 
 if TYPE_CHECKING:
     from workers.wiring import Assembly
@@ -75,6 +76,8 @@ class Lanes(bootsteps.StartStopStep):
         self._wait_patiently(controller)
         traces.boot(forks=not assembly.threaded)  # after the pool: a thread is not there yet when it forks
         if assembly.threaded:
+            if assembly.kind == "threads":
+                share_interpreter(int(controller.concurrency))
             assembly.loop.call_soon(assembly.consumer.start)
             self._thread = threading.Thread(target=assembly.loop.run_forever, name="lanes", daemon=True)
             self._thread.start()

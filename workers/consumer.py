@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, deque
-from time import monotonic, sleep
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 from batching.interfaces import Ending, Outcome
@@ -38,10 +38,6 @@ logger = logging.getLogger(__name__)
 _BUNDLE_SIZE: Final = 262_144
 #: Seconds for which what the pool tells is gathered, while it has enough to do.
 _GATHER: Final = 0.002
-#: Steps of this loop after which threads of the pool get their turn; and how much longer than a turn took it then goes
-#: on without another.
-_STEPS: Final = 8
-_TURNS: Final = 4
 #: Seconds between two looks for bundles that take longer than planned.
 _RELIEF: Final = 0.05
 
@@ -72,9 +68,6 @@ class LaneConsumer:
         """When something was claimed, ended or settled last, by the monotonic clock."""
         self._pump_planned = self._relief_planned = self._listening = False
         self._told: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
-        self._polite = self.executor.pool == "threads"
-        self._steps = 0
-        self._next_turn = 0.0
         settings = ports.settings
         self.appetite = Appetite(self.executor.slots, settings)
         self.outcomes = Outcomes(ports.manager, settings.flush_size, settings.flush_interval, self._held_of)
@@ -148,8 +141,6 @@ class LaneConsumer:
             self.appetite.ended(handler, request.runtime)
             if request.runtime is not None:
                 self.figures.ran(handler, run.batch_id, request.runtime)
-        if len(ended) == 1:
-            self._give_way()
         self._plan_pump()
 
     def _bundle_ended(self, bundle: Bundle, unrun: Sequence[RunRequest]) -> None:
@@ -190,8 +181,6 @@ class LaneConsumer:
             return
         while self.ready and (free := self.executor.handover(len(self.bundles)) - len(self.bundles)) > 0:
             if requests := self._next_bundle(free):
-                if len(requests) == 1:
-                    self._give_way()
                 bundle = Bundle(requests, self)
                 self.bundles.add(bundle)
                 self.executor.execute(bundle)
@@ -242,7 +231,7 @@ class LaneConsumer:
     def take(self, claimed: Sequence[Claimed]) -> None:
         """These runs are this worker's now."""
         self.progressed = monotonic()
-        requests = [self._prepare(each) for each in claimed]
+        requests = [self.executor.prepare(each, self.worker_id, self) for each in claimed]
         for request in requests:
             run = request.claimed.run
             self.held[run] = self.active[run] = request
@@ -252,25 +241,6 @@ class LaneConsumer:
         self.ready.extend(possible)
         # What is over in a moment is told when it is over, in one event: who watches pays for each of them.
         tell_received([each for each in possible if self._bundle_size(each) == 1])
-
-    def _prepare(self, claimed: Claimed) -> RunRequest:
-        request = self.executor.prepare(claimed, self.worker_id, self)
-        if self._polite and self._bundle_size(request) == 1:
-            self._give_way()
-        return request
-
-    def _give_way(self) -> None:
-        """Let threads have the interpreter that wait for it: a step for a run that goes by itself is done.
-
-        Most such runs wait for something, a hundred of them at once, and each that wakes up while this loop takes note
-        of a group would wait for all of it (for 5 ms, `sys.getswitchinterval`), and end so much later. But threads that
-        compute give it back when they must, one after the other: this loop has signs of life to show meanwhile.
-        """
-        self._steps += 1
-        if self._polite and self._steps % _STEPS == 0 and (now := monotonic()) >= self._next_turn:
-            sleep(0)
-            back = monotonic()
-            self._next_turn = back + _TURNS * (back - now)
 
     def _refuse_limits(self, request: RunRequest) -> bool:
         """End a run, as failed, whose batch asks for time limits that this pool cannot keep; whether it did."""

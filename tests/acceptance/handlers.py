@@ -21,11 +21,17 @@ _LONGEST_WAIT = 60.0
 
 @profile_handler(name="acceptance.work")
 def work(profile: Profile) -> Any:
-    """Take `seconds`, or until the file `gate` exists, whoever asks for an end when `stubborn`; return `answer`."""
+    """Take `seconds`, or until the file `gate` exists, whoever asks for an end when `stubborn`; return `answer`.
+
+    With `computes`, so many seconds of processor time, in which it never waits for anything.
+    """
     asked = profile.payload or {}
     if asked.get("stubborn"):
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     journal.write(profile)
+    until = time.thread_time() + asked.get("computes", 0)
+    while time.thread_time() < until:
+        pass
     time.sleep(asked.get("seconds", 0))
     if "gate" in asked:
         _wait_for(Path(os.environ[journal.FOLDER]) / asked["gate"])

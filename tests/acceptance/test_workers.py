@@ -59,7 +59,7 @@ def test_a_profile_kills_its_worker_every_time(stage: Stage) -> None:
         worker.restart()
     # Then it is `failed` by WorkerLost, after it ran alone; its neighbours succeeded, whatever they lost
     view = stage.finished(batch)
-    assert (view.failed, view.succeeded) == (1, 1), stage.report()
+    assert (view.failed, view.succeeded) == (1, 1)
     poison = next(line for line in batch.results() if line.key == "poison")
     assert (poison.error or {})["type"] == "WorkerLost"
     assert stage.endings(batch)["poison"] == ["lost", "failed"]
@@ -169,3 +169,15 @@ class TestWithTheDefaults:
         stage.open()
         assert stage.finished(batch).succeeded == 1
         stage.judge(batch, again={"lost"})
+
+
+def test_handlers_that_compute_keep_no_worker_from_its_signs_of_life(stage: Stage) -> None:
+    # Given a worker of a hundred threads, each of which wants the interpreter all the time
+    stage.settings = {**stage.settings, "BATCHING_WORKER_LEASE": "10", "BATCHING_HEARTBEAT_INTERVAL": "2.5"}
+    stage.worker("--pool=threads", "--concurrency=100")
+    (known,) = stage.registered()
+    batch = stage.submit("work", {f"p{number}": {"computes": 0.1} for number in range(200)})
+    # Then it is the same worker in the end, and ran each once
+    assert stage.finished(batch, 90).succeeded == 200
+    assert stage.registered() == [known]
+    stage.judge(batch)
