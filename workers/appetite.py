@@ -91,8 +91,10 @@ class Appetite:
         room: dict[str, int] = {}
         chosen = []
         for offer in offers:
-            left = room.setdefault(offer.handler, self.room(offer.handler) - self._active[offer.handler])
-            if left > 0:
-                room[offer.handler] = left - 1
+            handler = offer.handler
+            if handler not in room:
+                room[handler] = self.room(handler) - self._active[handler]
+            if room[handler] > 0:
+                room[handler] -= 1
                 chosen.append(offer)
         return chosen

@@ -22,7 +22,7 @@ from workers.gate import SqlGate
 from workers.intake import Intake
 from workers.interrupter import LOOK, Interrupter
 from workers.life import Life
-from workers.requests import tell_received
+from workers.requests import is_watched, tell_received
 from workers.settling import Outcomes
 
 if TYPE_CHECKING:
@@ -239,8 +239,9 @@ class LaneConsumer:
             self.appetite.begun(request.name, len(request.claimed.payload))
         possible = [each for each in requests if not self._refuse_limits(each)]
         self.ready.extend(possible)
-        # What is over in a moment is told when it is over, in one event: who watches pays for each of them.
-        tell_received([each for each in possible if self._bundle_size(each) == 1])
+        if is_watched(possible):
+            # What is over in a moment is told when it is over, in one event: who watches pays for each of them.
+            tell_received([each for each in possible if self._bundle_size(each) == 1])
 
     def _refuse_limits(self, request: RunRequest) -> bool:
         """End a run, as failed, whose batch asks for time limits that this pool cannot keep; whether it did."""

@@ -325,9 +325,14 @@ def tell_ended(sink: Sink, ended: Sequence[tuple[RunRequest, Outcome]]) -> None:
             sink.tell_in_time(eventer, others)
 
 
+def is_watched(requests: Sequence[RunRequest]) -> bool:
+    """Whether anybody wants to be told of these runs."""
+    return bool(requests) and events.listens(requests[0].eventer)
+
+
 def tell_received(requests: Sequence[RunRequest]) -> None:
     """Tell those who watch that runs are here, if they have not been told."""
-    if requests and events.listens(requests[0].eventer):
+    if is_watched(requests):
         news = [each for each in requests if each.task.send_events and not each.announced]
         for each in news:
             each.announced = True
@@ -341,4 +346,4 @@ def tell_started(request: RunRequest) -> None:
         events.send(request.eventer, [request.started_event()])
 
 
-__all__ = ["RunRequest", "Sink", "tell_ended", "tell_received", "tell_started"]
+__all__ = ["RunRequest", "Sink", "is_watched", "tell_ended", "tell_received", "tell_started"]

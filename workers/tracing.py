@@ -299,7 +299,9 @@ class Surroundings(NamedTuple):
         structlog: Any = sys.modules.get("structlog")
         if structlog is not None and logs.add_run_fields in structlog.get_config()["processors"]:
             structlog = None
-        return cls(current_app.tasks, structlog)
+        app: Any = current_app._get_current_object()  # type: ignore[attr-defined] # noqa: SLF001 - what it stands for
+        # Where kombu's `cached_property` keeps it; asked itself, it takes a lock for which a hundred threads queue.
+        return cls(vars(app).get("tasks") or app.tasks, structlog)
 
 
 def trace_run(assignment: Assignment, around: Surroundings | None = None) -> Answer:
