@@ -365,6 +365,30 @@ MUTATIONS = [
         "            pass\n",
         tests=(CONSUMER,),
     ),
+    one(
+        "sign-alone",
+        "after a sign of life that failed, the next begins with the sign alone",
+        "workers/life.py",
+        "            self._registry.touch(self.info.id)\n",
+        "            pass\n",
+        tests=(CONSUMER,),
+    ),
+    one(
+        "interrupts-over",
+        "what is over is not interrupted: its child may be at another run",
+        "workers/interrupter.py",
+        " and not request.over:",
+        ":",
+        tests=(CONSUMER,),
+    ),
+    one(
+        "turns",
+        "the more threads a worker has, the shorter are their turns with the interpreter",
+        "workers/bootstep.py",
+        "                share_interpreter(int(controller.concurrency))\n",
+        "                pass\n",
+        tests=("tests/acceptance/test_workers.py", "-k", "compute"),
+    ),
     # --- the end of a worker
     one(
         "forgotten",
