@@ -59,7 +59,7 @@ def test_a_profile_kills_its_worker_every_time(stage: Stage) -> None:
         worker.restart()
     # Then it is `failed` by WorkerLost, after it ran alone; its neighbours succeeded, whatever they lost
     view = stage.finished(batch)
-    assert (view.failed, view.succeeded) == (1, 1)
+    assert (view.failed, view.succeeded) == (1, 1), stage.report()
     poison = next(line for line in batch.results() if line.key == "poison")
     assert (poison.error or {})["type"] == "WorkerLost"
     assert stage.endings(batch)["poison"] == ["lost", "failed"]
