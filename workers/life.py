@@ -134,9 +134,9 @@ class Life:
             counted=consumer.figures,
             gauges=gauges,
             asked=Asked(
-                {request.claimed.run.batch_id for request in consumer.active.values() if request.waits},
-                consumer.intake.waiting_run,
-                EVERY_QUEUE in self._settings.queues,
+                waiting={request.claimed.run.batch_id for request in consumer.active.values() if request.waits},
+                run=consumer.intake.waiting_run,
+                queues=EVERY_QUEUE in self._settings.queues,
             ),
         )
 

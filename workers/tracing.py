@@ -300,7 +300,7 @@ class Surroundings(NamedTuple):
         if structlog is not None and logs.add_run_fields in structlog.get_config()["processors"]:
             structlog = None
         app: Any = current_app._get_current_object()  # type: ignore[attr-defined] # noqa: SLF001 - what it stands for
-        # Where kombu's `cached_property` keeps it; asked itself, it takes a lock for which a hundred threads queue.
+        # Where kombu's `cached_property` keeps it; asked itself, it takes a lock that all threads share.
         return cls(vars(app).get("tasks") or app.tasks, structlog)
 
 

@@ -78,7 +78,11 @@ def beat(
     stuck: str | None = None,
     gauges: dict[str, Any] | None = None,
 ) -> bool | None:
-    """A sign of life; whether the worker is asked to drain, or None when it was declared dead and its row is gone."""
+    """A sign of life; whether the worker is asked to drain, or None when it was declared dead and its row is gone.
+
+    Settles the race with a sweep that is about to declare it dead: `unregister` deletes only a row whose last sign is
+    the one that it knows. Whoever comes second finds nothing to write.
+    """
     asked = connection.scalar(
         update(workers)
         .where(workers.c.id == worker_id)
@@ -89,7 +93,7 @@ def beat(
 
 
 def touch(connection: Connection, worker_id: str) -> None:
-    """A sign of life that says nothing else; of one that was declared dead it changes nothing."""
+    """A sign of life that says nothing else; settles what `beat` settles, and changes nothing for the dead."""
     connection.execute(update(workers).where(workers.c.id == worker_id).values(heartbeat_at=now()))
 
 

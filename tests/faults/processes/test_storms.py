@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from sqlalchemy import select
 
+from batching.models import profiles, workers
 from tests.faults.processes.scene import MANY, Nemesis
 from tests.support import eventually
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from tests.faults.processes.scene import Scene
+    from tests.nodes import LocalProcess
 
 pytestmark = [pytest.mark.exhaustive, pytest.mark.timeout(400)]
 
@@ -44,14 +47,25 @@ def test_pool_children_are_killed(scene: Scene) -> None:
     assert worker.status == "running"
 
 
+def _held_by(scene: Scene, node: LocalProcess) -> set[tuple[str, int]]:
+    """What SQL says the workers of this name run: keys and runs. Of those that are dead, until the sweep comes."""
+    named = select(workers.c.id).where(workers.c.hostname.startswith(f"{node.name}@"))
+    runs = select(profiles.c.key, profiles.c.run).where(profiles.c.state == "running", profiles.c.worker_id.in_(named))
+    with scene.database.read() as reading:
+        return {(row.key, row.run) for row in reading.execute(runs)}
+
+
 def test_whole_workers_are_killed(scene: Scene) -> None:
     nodes = [scene.worker(BATCHING_MAX_LOSSES=MANY) for _ in range(2)]
     batch = scene.submit("work", short(600, 0.05))
     scene.settled(batch, 10)
 
+    held: set[tuple[str, int]] = set()
+
     def kill(dice: random.Random) -> None:
         node = dice.choice(nodes)
         node.kill()
+        held.update(_held_by(scene, node))
         node.restart()
 
     with Nemesis(kill, 1.0) as nemesis:
@@ -59,6 +73,9 @@ def test_whole_workers_are_killed(scene: Scene) -> None:
     assert scene.finished(batch, 60).succeeded == 600
     assert nemesis.strikes >= 2
     found = scene.verdict(again={"lost", "given back"})
+    # Nothing is repeated but what a killed worker ran by SQL's word at its death.
+    last = {key: row.run for key, row in scene.rows(batch).items()}
+    assert {(each.key, each.run) for each in scene.entries() if each.run < last[each.key]} <= held
     # Of each worker two that ran, and two that were over and waited for their group to be settled.
     assert found.repeated.get("lost", 0) <= 4 * nemesis.strikes
     assert {row.attempts for row in scene.rows(batch).values()} == {1}
