@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 #: Seconds for which an idle connection is held; then the pool decides whether it is still good.
 _HELD: Final = 600.0
+#: Seconds after which a statement that moves a few rows was slow.
+_SLOW: Final = 0.05
 
 
 class Rows(Protocol):
@@ -89,9 +91,13 @@ class Direct:
             values[name] = encode(values[name])
         connection = self._take()
         driver: Any = connection.driver_connection
+        began = time.monotonic()
         try:
             cursor = driver.execute(compiled.text, values)
             rows = cursor.fetchall() if cursor.description is not None else []
+            if time.monotonic() - began > _SLOW:
+                # Perhaps its plan is of the time when a table was small; the next one is made for what it is now.
+                driver.execute("DISCARD PLANS")
         except Exception as error:
             if driver.closed or driver.broken:
                 connection.invalidate(error)

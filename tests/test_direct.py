@@ -173,6 +173,19 @@ def compiled(statement: Any) -> str:
     return str(statement.compile(dialect=dialect.dialect()))
 
 
+@pytest.mark.parametrize("slow", [True, False])
+def test_a_plan_that_took_long_is_not_used_again(
+    database: Database, monkeypatch: pytest.MonkeyPatch, slow: bool
+) -> None:
+    """It may be of the time when a table was small."""
+    monkeypatch.setattr("batching.direct._SLOW", -1.0 if slow else 60.0)
+    asked, pid = select(literal(7)), backend(database)
+    assert execute(database, asked) == [(7,)]
+    with database.read() as connection:
+        said = connection.scalar(text("SELECT query FROM pg_stat_activity WHERE pid = :pid"), {"pid": pid})
+    assert (said == "DISCARD PLANS") == slow
+
+
 def test_claims_and_settlements_wait_for_the_disk_and_dispatches_need_not() -> None:
     """A dispatch that a crash took back is made again; on a claim and on an outcome, others rely."""
     relied_upon = [statements.claim("postgresql"), statements.claim_first()]

@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from celery import Celery
-from sqlalchemy import event, text
+from sqlalchemy import event, insert, text
 
 from batching.database import Database
+from batching.dialects import now
 from batching.execution_manager import BatchExecutionManager
 from batching.figures import Figures
 from batching.interfaces import Claimed, Dispatch, Lane, RunId, Terms
-from batching.moves import profile, statements
+from batching.models import batches
+from batching.moves import profile, promotion, statements
 from batching.options import BatchOptions
 from batching.outlook import look
 from batching.registry import Asked, Heard, WorkerRegistry
@@ -180,6 +182,100 @@ def test_a_group_out_of_a_million_touches_only_its_own_rows(large: tuple[Desk, s
     assert len(claimed) == GROUP
 
 
+#: Rows of a table that a move of some profiles may fetch: theirs, and versions of others that are over, beside them.
+FEW = 60
+LARGE = 100_000
+
+
+def fetched(before: dict[str, tuple[int, int]], after: dict[str, tuple[int, int]]) -> dict[str, int]:
+    """Rows that were fetched through an index between two looks: PostgreSQL adds up some transactions of a session."""
+    return {name: count - before.get(name, (0, 0))[1] for name, (_, count) in after.items()}
+
+
+def plant_large(database: Database, batch_id: str) -> None:
+    """Many more profiles for a batch that has one, without a word to the planner."""
+    fill = """INSERT INTO profiles (batch_id, number, key, payload)
+              SELECT CAST(:batch AS uuid), number, 'k' || number, '1' FROM generate_series(2, :size) AS number"""
+    with database.begin() as connection:
+        connection.execute(text(fill), {"batch": batch_id, "size": LARGE})
+        more = {"batch": batch_id, "more": LARGE - 1}
+        connection.execute(
+            text("UPDATE counters SET pending = pending + :more WHERE batch_id = CAST(:batch AS uuid)"), more
+        )
+    plant_batch(database, batch_id, total=LARGE)
+
+
+def test_a_group_is_moved_by_what_the_tables_are_and_not_by_what_they_were(postgresql_url: str) -> None:
+    """A plan for good, made when there were a few small batches, would look at all of a large one for each profile."""
+    database = Database(postgresql_url)
+    desk = Desk(database)
+    small = desk.start(100)
+    for _ in range(15):  # psycopg prepares a statement after five, PostgreSQL makes a plan for good after five more
+        desk.settle(desk.claim(small, 3))
+    large = desk.start(1)
+    plant_large(database, large)
+    claimed: list[Any] = []
+
+    def dispatch(connection: Connection) -> None:
+        claimed.extend(profile.dispatch(connection, large, 3, desk.term, 2))
+
+    def claim(connection: Connection) -> None:
+        claimed[:] = profile.claim(connection, desk.worker, [each.run for each in claimed]).claimed
+
+    def settle(connection: Connection) -> None:
+        profile.settle(connection, desk.worker, desk.worker, [end(each) for each in claimed])
+
+    for move in (dispatch, claim, settle):
+        with database.begin() as connection:
+            before = touched(connection)
+            move(connection)
+            found = fetched(before, touched(connection))
+        assert len(claimed) == 3
+        assert found["profiles"] <= FEW, move.__name__
+    database.close()
+
+
+def test_what_keeps_its_plans_for_good_finds_its_way_in_a_table_that_has_grown(postgresql_url: str) -> None:
+    """The first profiles of a batch are on their way by statements that nobody plans anew: see `Direct`."""
+    database = Database(postgresql_url)
+    desk = Desk(database)
+    desk.register()
+    plan = promotion.Plan(None, {HANDLER: 2}, 2)
+    with database.engine.connect() as connection:
+        connection.exec_driver_sql("SET plan_cache_mode = force_generic_plan")
+        connection.commit()
+        for _ in range(10):
+            desk.submit(1)
+            with connection.begin():
+                started = promotion.start_at_once(connection, "default", desk.term, plan, 2)
+            assert started is not None
+            with connection.begin():
+                runs = [each.run for each in started.dispatches]
+                won = profile.claim_first(connection, desk.worker, started.batch_id, runs).claimed
+            desk.settle(won)
+            desk.states.conclude([started.batch_id])
+        kept = {"queue": "default", "name": "b", "handler": HANDLER, "state": "succeeded", "options": {}}
+        with database.begin() as planting:
+            rows = [{**kept, "id": str(uuid.uuid4()), "position": number, "sealed": True} for number in range(3_000)]
+            planting.execute(insert(batches).values(finished_at=now()), rows)
+        large = desk.submit(1)
+        plant_large(database, large)
+        with connection.begin():
+            before = touched(connection)
+            started = promotion.start_at_once(connection, "default", desk.term, plan, 2)
+            found = fetched(before, touched(connection))
+        assert started is not None
+        assert len(started.dispatches) == 2
+        assert max(found.values()) <= FEW, found
+        with connection.begin():
+            before = touched(connection)
+            runs = [each.run for each in started.dispatches]
+            assert len(profile.claim_first(connection, desk.worker, large, runs).claimed) == 2
+            found = fetched(before, touched(connection))
+        assert max(found.values()) <= FEW, found
+    database.close()
+
+
 @pytest.mark.parametrize(
     "statement",
     [
@@ -197,8 +293,10 @@ def test_the_plan_for_good_walks_over_nothing_and_sorts_no_backlog(large: tuple[
     numbered = re.sub(r"%\((\w+)\)s", lambda found: f"${numbers.setdefault(found[1], len(numbers) + 1)}", compiled)
     with desk.database.begin() as connection:
         plan = "\n".join(connection.exec_driver_sql(f"EXPLAIN (GENERIC_PLAN) {numbered}").scalars())
-    # A join filter compares each row of one side with each of the other: right for a few counters, not for runs.
-    assert re.findall(r"Seq Scan.*|Sort Key: .*profiles.*|Join Filter: (?!\(counters\.).*", plan) == [], plan
+    # A join filter compares each row of one side with each of the other: right for a few counters and for one batch,
+    # not for runs.
+    right = r"\(counters\.|\(profiles_\d\.generation <= batch\."
+    assert re.findall(rf"Seq Scan.*|Sort Key: .*profiles.*|Join Filter: (?!{right}).*", plan) == [], plan
 
 
 def test_a_thousand_messages_of_a_lane_take_a_few_commands(valkey_server: ValkeyServer, desk: Desk) -> None:

@@ -9,6 +9,7 @@ from batching.models.batch import (
     ENDED,
     GROUPED,
     HAS_DEADLINE,
+    IN_LINE,
     LINE_ORDER,
     SCHEDULED,
     UNDELIVERED,
@@ -23,7 +24,7 @@ from batching.models.batch import (
 )
 from batching.models.figure import batch_throughput, durations, figure_news, figures, gauges, rates, throughput
 from batching.models.fleet import handler_schemas, leases, workers
-from batching.models.profile import attempts, counters, profiles
+from batching.models.profile import IN_FLIGHT, attempts, counters, profiles
 from batching.models.queue import queues, rate_limits, turns
 
 __all__ = [
@@ -32,6 +33,8 @@ __all__ = [
     "ENDED",
     "GROUPED",
     "HAS_DEADLINE",
+    "IN_FLIGHT",
+    "IN_LINE",
     "LINE_ORDER",
     "NOBODY",
     "SCHEDULED",

@@ -4,7 +4,20 @@ from __future__ import annotations
 
 from typing import Final
 
-from sqlalchemy import Boolean, CheckConstraint, Column, ForeignKey, Index, Integer, String, Table, Text, false, text
+from sqlalchemy import (
+    Boolean,
+    CheckConstraint,
+    Column,
+    ForeignKey,
+    Index,
+    Integer,
+    String,
+    Table,
+    Text,
+    false,
+    literal_column,
+    text,
+)
 
 from batching.dialects import BigNumber, Identifier, JSONText, Timestamp, never, now
 from batching.models.base import metadata, one_of
@@ -83,13 +96,16 @@ LINE_ORDER: Final = (
     batches.c.position,
     batches.c.id,
 )
+#: Whether a batch is in line. Queries use this, and no parameter for the state: a plan that PostgreSQL makes once for
+#: all parameters could not use the indexes of the line, and would walk over every batch that the queue ever had.
+IN_LINE: Final = batches.c.state == literal_column(f"'{BatchState.QUEUED.value}'", String())
 # The line itself: promotion, and every place in line.
 Index(
     "batches_line_idx",
     batches.c.queue,
     *LINE_ORDER,
-    postgresql_where=batches.c.state == BatchState.QUEUED.value,
-    sqlite_where=batches.c.state == BatchState.QUEUED.value,
+    postgresql_where=IN_LINE,
+    sqlite_where=IN_LINE,
 )
 # The same by group, for the first of each; and whether groups have to take turns at all, empty where nobody names one.
 Index(
@@ -98,8 +114,8 @@ Index(
     *LINE_ORDER[:2],
     batches.c.group,
     *LINE_ORDER[2:],
-    postgresql_where=batches.c.state == BatchState.QUEUED.value,
-    sqlite_where=batches.c.state == BatchState.QUEUED.value,
+    postgresql_where=IN_LINE,
+    sqlite_where=IN_LINE,
 )
 GROUPED: Final = text("state = 'queued' AND \"group\" <> ''")
 Index("batches_grouped_idx", batches.c.queue, postgresql_where=GROUPED, sqlite_where=GROUPED)

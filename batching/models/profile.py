@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from sqlalchemy import CheckConstraint, Column, ForeignKey, Index, Integer, SmallInteger, String, Table, Text, text
 
 from batching.dialects import Identifier, Timestamp, now
@@ -63,13 +65,13 @@ Index(
     sqlite_where=_WAITING,
 )
 # The sweep, heartbeats and doctor: what is in flight, never more than the windows.
-_IN_FLIGHT = text("dispatched_at IS NOT NULL")
+IN_FLIGHT: Final = profiles.c.dispatched_at.is_not(None)
 Index(
     "profiles_in_flight_idx",
     profiles.c.batch_id,
     profiles.c.number,
-    postgresql_where=_IN_FLIGHT,
-    sqlite_where=_IN_FLIGHT,
+    postgresql_where=IN_FLIGHT,
+    sqlite_where=IN_FLIGHT,
 )
 # Failures by fingerprint, and the rows that a next pass rewrites.
 _FAILED = text("fingerprint IS NOT NULL")

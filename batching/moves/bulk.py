@@ -87,15 +87,15 @@ def _rewrite_step(connection: Connection, batch: BatchRow, move: BulkMove, gener
         leading = _LEADING.get(source)
         if leading is None:
             ranged = True
-            chosen = and_(profiles.c.number > batch.rewrite_cursor, profiles.c.number <= batch.rewrite_cursor + limit)
+            beyond, last = batch.rewrite_cursor, batch.rewrite_cursor + limit
+            chosen = and_(profiles.c.batch_id == batch.id, profiles.c.number > beyond, profiles.c.number <= last)
         else:
             # In whatever order its index leads: sorted by number, each step would read all that is left.
-            numbers = select(profiles.c.number).where(_concerned(batch.id, generation, source), leading).limit(limit)
-            chosen = among(connection.dialect.name, numbers)
+            own = profiles.c.batch_id == batch.id
+            numbers = select(profiles.c.number).where(own, _concerned(generation, source), leading).limit(limit)
+            chosen = among(connection.dialect.name, batch.id, numbers)
         written = connection.execute(
-            update(profiles)
-            .where(_concerned(batch.id, generation, source), chosen)
-            .values(_values(target, move, generation))
+            update(profiles).where(chosen, _concerned(generation, source)).values(_values(target, move, generation))
         )
         if leading is not None and written.rowcount >= limit:
             return batch.rewrite_cursor
@@ -118,12 +118,8 @@ _LEADING: dict[ProfileState, ColumnElement[bool]] = {
 }
 
 
-def _concerned(batch_id: str, generation: int, source: ProfileState) -> ColumnElement[bool]:
-    return and_(
-        profiles.c.batch_id == batch_id,
-        profiles.c.generation < generation,
-        profiles.c.state == source.value,
-    )
+def _concerned(generation: int, source: ProfileState) -> ColumnElement[bool]:
+    return and_(profiles.c.generation < generation, profiles.c.state == source.value)
 
 
 def _values(target: ProfileState, move: BulkMove, generation: int) -> dict[str, Any]:

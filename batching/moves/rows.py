@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sqlalchemy import any_, exists, func, insert, literal_column, select, update
+from sqlalchemy import and_, any_, exists, func, insert, literal_column, select, update
 
 from batching.errors import IllegalMoveError, UnknownBatchError
 from batching.interfaces import Lane, Terms
@@ -115,16 +115,18 @@ def _unknown(batch_id: str) -> UnknownBatchError:
     return UnknownBatchError(f"there is no batch {batch_id}; `batching list` shows those there are")
 
 
-def among(dialect: str, numbers: Select[Any]) -> ColumnElement[bool]:
-    """Whether a profile is one of those that a query of `profiles.number`, of one batch, finds first.
+def among(dialect: str, batch_id: ColumnElement[Any] | str, numbers: Select[Any]) -> ColumnElement[bool]:
+    """Whether a profile is one of those of this batch that a query of `profiles.number` finds first.
 
-    PostgreSQL is told where the rows lie instead of their numbers: while it has no statistics about a table that has
-    just been filled, it would look at all profiles of the batch for them, or pair each row with each. A row that moves
-    away in that moment, because somebody else writes it, is no longer what the query asked for either.
+    PostgreSQL is told where the rows lie instead of their numbers, and nothing else that leads to them: while it has no
+    statistics about a table that has just been filled, or keeps a plan of the time when the table was small, it would
+    look at all profiles of the batch for them, or pair each row with each. What lies there in the snapshot of this
+    statement is what the query found; a row that moves away in that moment, because somebody else writes it, is no
+    longer what the query asked for.
     """
     if dialect == "postgresql":
         return _lies_at == any_(func.array(numbers.with_only_columns(_lies_at).scalar_subquery()))
-    return profiles.c.number.in_(numbers)
+    return and_(profiles.c.batch_id == batch_id, profiles.c.number.in_(numbers))
 
 
 #: Where a row lies (https://www.postgresql.org/docs/current/ddl-system-columns.html).

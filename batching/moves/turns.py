@@ -33,8 +33,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 
 from batching.dialects import now
-from batching.models import GROUPED, LINE_ORDER, batches, turns
-from batching.states import BatchState
+from batching.models import GROUPED, IN_LINE, LINE_ORDER, batches, turns
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -57,7 +56,7 @@ class Turn(NamedTuple):
 def may_start() -> ColumnElement[bool]:
     """Whether a batch may be promoted, as far as it alone decides: it is in line, and waits for nothing else."""
     return and_(
-        batches.c.state == BatchState.QUEUED,
+        IN_LINE,
         or_(batches.c.not_before.is_(None), batches.c.not_before <= now()),
         batches.c.awaiting.is_(False),
     )
@@ -114,7 +113,7 @@ def _names_one_of(dialect: str, limits: Collection[str]) -> ColumnElement[bool]:
 
 def _first_of_each_group(line: list[ColumnElement[bool]]) -> Select[Any]:
     """The first batch of each group, that of the next turn first: steps from group to group through the index."""
-    queued = [*line, batches.c.state == BatchState.QUEUED]
+    queued = [*line, IN_LINE]
     names = select(func.min(batches.c.group).label("name")).where(*queued).cte("names", recursive=True)
     following = select(func.min(batches.c.group)).where(*queued, batches.c.group > names.c.name).correlate(names)
     names = names.union_all(select(following.scalar_subquery()).where(names.c.name.is_not(None)))
@@ -193,7 +192,7 @@ def in_order(*conditions: ColumnElement[bool]) -> Line:
             ),
         )
         .select_from(batches.outerjoin(turns, of_it))
-        .where(batches.c.state == BatchState.QUEUED, *conditions)
+        .where(IN_LINE, *conditions)
         .subquery("line")
     )
     firsts = [rows.c[f"first_{name}"] for name in named]

@@ -104,7 +104,7 @@ MUTATIONS = [
         "dispatch-unwritten",
         "nothing is dispatched while a bulk move is not written",
         DISPATCHING,
-        "            batches.c.rewritten == batches.c.generation,\n",
+        "        batches.c.rewritten == batches.c.generation,\n",
         tests=(STATES,),
     ),
     # --- the leader

@@ -9,7 +9,7 @@ from sqlalchemy import CTE, Integer, Select, Update, bindparam, func, literal, s
 from sqlalchemy.dialects import postgresql
 
 from batching.dialects import Identifier
-from batching.models import batches, counters, profiles
+from batching.models import IN_FLIGHT, batches, counters, profiles
 from batching.moves.statements.shared import AT_ONCE, BATCH, OURS, WRITER, materialized
 from batching.parameters import is_among, parameter_rows
 from batching.states import BatchState, ProfileState
@@ -101,6 +101,7 @@ def claim_first() -> Select[Any]:
         .where(
             profiles.c.batch_id == first.c.id,
             profiles.c.number == offers.c.number,
+            IN_FLIGHT,
             profiles.c.run == offers.c.run - 1,
             profiles.c.generation == first.c.generation,
             profiles.c.state == ProfileState.DISPATCHED,

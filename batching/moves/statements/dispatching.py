@@ -10,11 +10,11 @@ from sqlalchemy import CTE, Integer, Select, Update, bindparam, case, func, null
 from batching.dialects import now
 from batching.models import batches, counters, profiles
 from batching.moves.rows import among
-from batching.moves.statements.shared import AT_ONCE, BATCH, LEADS, UNFLUSHED, WRITER
+from batching.moves.statements.shared import AT_ONCE, BATCH, LEADS, UNFLUSHED, WRITER, materialized
 from batching.states import BatchState, ProfileState
 
 if TYPE_CHECKING:
-    from sqlalchemy import ColumnElement
+    from sqlalchemy import ColumnElement, FromClause
     from sqlalchemy.sql.dml import ReturningUpdate
 
 #: The columns of a profile that a message is made of.
@@ -35,49 +35,33 @@ def dispatch(dialect: str) -> Select[Any] | Update:
     Looks at what is numbered `behind` that or higher, so that it need not walk over what was dispatched before: an
     index keeps an entry for each of those until PostgreSQL vacuums.
     """
-    due = (
-        select(profiles.c.number)
-        .where(
-            profiles.c.batch_id == BATCH,
-            profiles.c.number > bindparam("behind", type_=Integer()),
-            profiles.c.dispatched_at.is_(None),
-            profiles.c.finished_at.is_(None),
-            or_(profiles.c.not_before.is_(None), profiles.c.not_before <= now()),
-        )
-        .order_by(profiles.c.number)
-        .limit(bindparam("limit", type_=Integer()))
+    due = _due(BATCH, bindparam("limit", type_=Integer())).where(
+        profiles.c.number > bindparam("behind", type_=Integer())
     )
-    moved = (
-        update(profiles)
-        .where(
-            batches.c.id == BATCH,
-            batches.c.state == BatchState.RUNNING,
-            batches.c.rewritten == batches.c.generation,
-            profiles.c.batch_id == batches.c.id,
-            among(dialect, due),
-            profiles.c.state == ProfileState.PENDING,
-            LEADS,
-        )
-        .values(
-            state=ProfileState.DISPATCHED,
-            generation=batches.c.generation,
-            attempts=case((profiles.c.pass_number == batches.c.pass_number, profiles.c.attempts), else_=0),
-            pass_number=batches.c.pass_number,
-            republished=0,
-            not_before=null(),
-            dispatched_at=AT_ONCE,
-        )
-        .returning(*DISPATCHED)
+    runs = (
+        batches.c.id == BATCH,
+        batches.c.state == BatchState.RUNNING,
+        batches.c.rewritten == batches.c.generation,
+        LEADS,
     )
-    return _with_dispatch_counted(moved.cte("moved")) if dialect == "postgresql" else moved
+    if dialect != "postgresql":
+        return _moved(dialect, batches, due).where(*runs)
+    batch = materialized(select(batches.c.id, batches.c.generation, batches.c.pass_number).where(*runs), "batch")
+    return _with_dispatch_counted(_moved(dialect, batch, due).cte("moved"))
 
 
 def dispatch_of(batch: CTE, limit: ColumnElement[int]) -> ReturningUpdate[Any]:
     """As `dispatch` on PostgreSQL, for the batch that another part of the same statement has locked and promoted."""
-    due = (
+    due = _due(select(batch.c.id).scalar_subquery(), limit)
+    return _moved("postgresql", batch, due).where(batch.c.rewritten == batch.c.generation)
+
+
+def _due(batch_id: ColumnElement[Any], limit: ColumnElement[int]) -> Select[Any]:
+    """The first profiles of a batch that may be dispatched."""
+    return (
         select(profiles.c.number)
         .where(
-            profiles.c.batch_id == select(batch.c.id).scalar_subquery(),
+            profiles.c.batch_id == batch_id,
             profiles.c.dispatched_at.is_(None),
             profiles.c.finished_at.is_(None),
             or_(profiles.c.not_before.is_(None), profiles.c.not_before <= now()),
@@ -85,13 +69,16 @@ def dispatch_of(batch: CTE, limit: ColumnElement[int]) -> ReturningUpdate[Any]:
         .order_by(profiles.c.number)
         .limit(limit)
     )
+
+
+def _moved(dialect: str, batch: FromClause, due: Select[Any]) -> ReturningUpdate[Any]:
+    """Move what is due of the one batch that is given; no row is of a later generation than its batch."""
     return (
         update(profiles)
         .where(
-            profiles.c.batch_id == batch.c.id,
-            batch.c.rewritten == batch.c.generation,
-            among("postgresql", due),
+            among(dialect, batch.c.id, due),
             profiles.c.state == ProfileState.PENDING,
+            profiles.c.generation <= batch.c.generation,
         )
         .values(
             state=ProfileState.DISPATCHED,
