@@ -477,14 +477,14 @@ class Recorded:
     bundles: list[list[RunRequest]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        controller = self.bench.consumer.executor._controller  # type: ignore[attr-defined]
-        hand_over = controller.process_task
+        executor = self.bench.consumer.executor
+        hand_over = executor.execute
 
-        def process_task(bundle: Bundle) -> None:
+        def execute(bundle: Bundle) -> None:
             self.bundles.append(list(bundle.requests))
             hand_over(bundle)
 
-        controller.process_task = process_task
+        executor.execute = execute  # type: ignore[method-assign]
 
     def warm(self) -> None:
         """Let it learn that the handler is quick."""

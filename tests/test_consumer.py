@@ -8,7 +8,7 @@ import uuid
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from celery import Celery
@@ -33,7 +33,7 @@ from batching.state_manager import BatchStateManager
 from tests.support import eventually
 from workers.consumer import LaneConsumer
 from workers.drain import Drain
-from workers.executors import PoolExecutor
+from workers.executors import ThreadsExecutor
 from workers.hubs import HubBridge
 from workers.interrupter import Interrupter
 from workers.loops import Loop
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 
     from batching.interfaces import Claimed, ClaimResult, Outcome, SettleResult
     from tests.servers import ValkeyServer
+    from workers.bundles import Bundle
 
 HANDLER = "tests.bench"
 LANE = Lane("default", HANDLER)
@@ -112,12 +113,11 @@ class Bench:
             time_limit=None, soft_time_limit=None, max_tasks_per_child=None,
         )  # fmt: skip
         controller.consumer = SimpleNamespace(app=self.app, hostname="bench@host", event_dispatcher=None)
-        controller.process_task = lambda request: request.execute_using_pool(self.pool)
         self.loop = Loop()
         self.consumer = LaneConsumer(
             Ports(
                 self.loop,
-                PoolExecutor(controller, "threads", 65_536),
+                ThreadsExecutor(controller, "threads", 65_536),
                 self.manager,
                 WorkerRegistry(self.own),
                 self.publisher,
@@ -209,6 +209,58 @@ def test_profiles_are_claimed_and_settled_in_groups(bench: Bench) -> None:
     assert sum(bench.manager.claims) == sum(bench.manager.settles) == 600
     assert len(bench.manager.claims) < 200
     assert max(bench.manager.settles) <= 100
+
+
+class StillLoop:
+    """A loop in which nothing happens by itself."""
+
+    def __init__(self) -> None:
+        self.later: list[Any] = []
+
+    def call_soon(self, function: Any, *arguments: Any) -> None:
+        function(*arguments)
+
+    def call_later(self, delay: float, function: Any) -> None:
+        self.later.append(function)
+
+    def pass_time(self) -> None:
+        due, self.later = self.later, []
+        for function in due:
+            function()
+
+
+def test_while_runs_end_one_after_the_other_the_loop_keeps_quiet(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it does takes the interpreter from the threads that it waits for; but the pool must not run dry."""
+    consumer, loop = bench.consumer, StillLoop()
+    monkeypatch.setattr(consumer, "loop", loop)
+    consumer.bundles = {cast("Bundle", object()) for _ in range(3 * bench.slots)}
+    noted: list[int] = []
+
+    def told(number: int) -> None:
+        consumer._tell(noted.append, number)
+
+    told(1)
+    told(2)
+    loop.pass_time()
+    assert noted == []
+    told(3)
+    loop.pass_time()
+    assert noted == [], "another came meanwhile"
+    loop.pass_time()
+    assert noted == [1, 2, 3]
+    for number in range(4 * bench.slots):  # two of its slots' worth: as much as waits at its door
+        told(number)
+    loop.pass_time()
+    assert len(noted) == 3 + 4 * bench.slots
+    monkeypatch.setattr("workers.consumer._LISTEN", 0.0)
+    told(4)
+    told(5)
+    loop.pass_time()
+    assert noted[-2:] == [4, 5], "for no longer than that"
+    consumer.bundles = {cast("Bundle", object())}
+    told(6)
+    assert noted[-1] == 6, "at once: the pool has nothing else to do"
+    consumer.bundles = set()
 
 
 def test_settlements_are_told_to_whoever_watches_and_not_one_by_one(bench: Bench) -> None:

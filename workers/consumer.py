@@ -36,8 +36,9 @@ logger = logging.getLogger(__name__)
 
 #: Characters of payloads after which a bundle takes no further run.
 _BUNDLE_SIZE: Final = 262_144
-#: Seconds for which what the pool tells is gathered, while it has enough to do.
-_GATHER: Final = 0.002
+#: Seconds after which the pool has gone quiet, while it has enough to do; and for which it is listened to at most.
+_QUIET: Final = 0.002
+_LISTEN: Final = 0.04
 #: Seconds between two looks for bundles that take longer than planned.
 _RELIEF: Final = 0.05
 
@@ -68,6 +69,8 @@ class LaneConsumer:
         """When something was claimed, ended or settled last, by the monotonic clock."""
         self._pump_planned = self._relief_planned = self._listening = False
         self._told: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
+        self._heard = 0
+        self._listen_until = 0.0
         settings = ports.settings
         self.appetite = Appetite(self.executor.slots, settings)
         self.outcomes = Outcomes(ports.manager, settings.flush_size, settings.flush_interval, self._held_of)
@@ -116,7 +119,19 @@ class LaneConsumer:
     def _listen_soon(self) -> None:
         # A hundred threads would wake this loop for every run; while the pool has more at its door, nothing is urgent.
         if len(self.bundles) > self.executor.slots():
-            self.loop.call_later(_GATHER, self._listen)
+            self._heard = len(self._told)
+            self._listen_until = monotonic() + _LISTEN
+            self.loop.call_later(_QUIET, self._listen_when_quiet)
+        else:
+            self._listen()
+
+    def _listen_when_quiet(self) -> None:
+        """Threads that began together end together, one after the other: what this loop does then holds them all up."""
+        slots, told = self.executor.slots(), len(self._told)
+        at_the_door = len(self.bundles) - told // 2 - slots  # the end of a bundle is told twice: its runs', its own
+        if told > self._heard and at_the_door > slots // 4 and monotonic() < self._listen_until:
+            self._heard = told
+            self.loop.call_later(_QUIET, self._listen_when_quiet)
         else:
             self._listen()
 

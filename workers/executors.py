@@ -7,8 +7,12 @@ import os
 import signal
 from collections import deque
 from contextlib import suppress
+from threading import Lock
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
+
+from celery.concurrency.base import apply_target
+from celery.exceptions import TaskRevokedError
 
 from workers.children import child_of
 from workers.requests import RunRequest
@@ -24,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 #: Seconds that the main thread of a solo worker runs profiles before Celery's own loop gets its turn.
 _SLICE: Final = 0.05
+
+_REFUSED: Final = "The pool did not take run %s; it is given back"
 
 
 class PoolExecutor:
@@ -91,8 +97,7 @@ class PoolExecutor:
         try:
             self._controller.process_task(bundle)
         except Exception:
-            first = bundle.requests[0]
-            logger.exception("The pool did not take run %s; it is given back", first.id, extra=first.log_fields())
+            logger.exception(_REFUSED, bundle.requests[0].id, extra=bundle.requests[0].log_fields())
             bundle.give_back()
 
     def flush(self) -> None:
@@ -108,8 +113,6 @@ class PoolExecutor:
         job = bundle.handle
         if job is None:
             return True
-        if self.pool == "threads":
-            return bool(job.f.cancel())
         return self.pool == "prefork" and self._withdraw_job(job)
 
     def _withdraw_job(self, job: Any) -> bool:
@@ -153,6 +156,75 @@ class PoolExecutor:
             with suppress(OSError):
                 os.kill(pid, signal.SIGKILL if force else signal.SIGTERM)
         return True
+
+
+class ThreadsExecutor(PoolExecutor):
+    """Hands bundles to the threads of the pool by way of *runners*: jobs of the pool that run bundle after bundle.
+
+    A job for each would take as much of the interpreter, which all threads share, as a fifth of the run itself. After
+    each bundle a runner looks whether anything else waits for the pool, such as the application's own tasks; then it
+    goes to the end of their queue.
+    """
+
+    def __init__(self, controller: Any, pool: str, result_limit: int) -> None:
+        super().__init__(controller, pool, result_limit)
+        self._waiting: deque[Bundle] = deque()
+        self._runners = 0
+        self._lock = Lock()
+
+    def execute(self, bundle: Bundle) -> None:
+        """Queue a bundle for the runners, and start one more while there are fewer than slots."""
+        self._waiting.append(bundle)
+        # After the append: a runner that finds nothing more looks again under the lock before it leaves its place.
+        with self._lock:
+            if self._runners >= self.slots():
+                return
+            self._runners += 1
+        try:
+            self._start_runner()
+        except Exception:
+            logger.exception(_REFUSED, bundle.requests[0].id, extra=bundle.requests[0].log_fields())
+            with self._lock:
+                self._runners -= 1
+            if self.withdraw(bundle):
+                bundle.give_back()
+
+    def withdraw(self, bundle: Bundle) -> bool:
+        """Take a bundle out that no runner has taken."""
+        with suppress(ValueError):
+            self._waiting.remove(bundle)
+            return True
+        return False
+
+    def _start_runner(self) -> None:
+        self._controller.pool.apply_async(self._run, callback=_ignore)
+
+    def _run(self) -> None:
+        """What a runner does, in a thread of the pool."""
+        others = self._controller.pool.executor._work_queue  # noqa: SLF001 - it has no other way to say who waits
+        while (bundle := self._next()) is not None:
+            try:
+                bundle.execute_using_pool(_ThisThread)
+            except TaskRevokedError:
+                pass  # it told so itself
+            except BaseException:
+                # Never the end of the runner, whose place nobody else would take.
+                logger.exception("The bundle of run %s failed; it is given back", bundle.requests[0].id)
+                bundle.give_back()
+            if others.qsize():
+                with suppress(RuntimeError):  # the pool takes nothing more: go on with what waits here
+                    self._start_runner()
+                    return
+
+    def _next(self) -> Bundle | None:
+        """The next bundle; with none, this runner's place is free."""
+        with suppress(IndexError):
+            return self._waiting.popleft()
+        with self._lock:
+            if self._waiting:
+                return self._waiting.popleft()
+            self._runners -= 1
+        return None
 
 
 class SoloExecutor(PoolExecutor):
@@ -203,3 +275,19 @@ class SoloExecutor(PoolExecutor):
     def _wake(self) -> None:
         with suppress(BlockingIOError):
             os.write(self._writer, b"\0")
+
+
+class _ThisThread:
+    """A pool that runs what it is given in the very thread that gives it, as a thread of Celery's pool would."""
+
+    uses_semaphore = False
+
+    @staticmethod
+    def apply_async(target: Any, args: tuple[Any, ...], accept_callback: Any, callback: Any, **options: Any) -> None:
+        """Run it to its end."""
+        del options
+        apply_target(target, args, None, callback, accept_callback)
+
+
+def _ignore(result: object) -> None:
+    """What comes of a runner."""

@@ -21,7 +21,7 @@ from batching.state_manager import BatchStateManager
 from workers.bootstep import Lanes
 from workers.companion import Companion
 from workers.consumer import LaneConsumer
-from workers.executors import PoolExecutor, SoloExecutor
+from workers.executors import PoolExecutor, SoloExecutor, ThreadsExecutor
 from workers.identity import pool_kind
 from workers.loops import Loop
 from workers.messenger import where_is
@@ -118,7 +118,8 @@ def assemble(controller: Any) -> Assembly:
         logger.warning("%s", error)
     publisher.client.close()
     loop = Loop()
-    executor = (SoloExecutor if kind == "solo" else PoolExecutor)(controller, kind, settings.result_limit)
+    build = {"solo": SoloExecutor, "threads": ThreadsExecutor}.get(kind, PoolExecutor)
+    executor = build(controller, kind, settings.result_limit)
     figures = Figures()
     states = BatchStateManager(database, max_losses=settings.max_losses)
     manager = BatchExecutionManager(states, max_losses=settings.max_losses, figures=figures)
