@@ -50,6 +50,8 @@ SWEEP_INTERVAL = 1.0
 REWRITE_SLICE = 0.2
 #: Seconds between two ticks at least, however quickly the lanes are emptied; a hint comes sooner.
 _SHORTEST_PAUSE = 0.02
+#: Seconds that small batches get to reach their workers, before the leader asks the database for anything else.
+_BREATH = 0.01
 #: Seconds that a turn may take at least, before it counts as one that hangs.
 _LONGEST_TURN = 10.0
 #: Ticks in a row without waiting, while there is more to do.
@@ -147,6 +149,8 @@ class Manager:
         term = self._lead()
         if term is None:
             return self._settings.leader_lease / 6
+        if self._welcome(term):
+            return _BREATH
         for _ in range(_BUSY_TICKS):
             if not self._timed_tick(term) or self._stopping.is_set():
                 return min(self._settings.poll_interval, max(_SHORTEST_PAUSE, min(self._dispatcher.pace, self._alarm)))
@@ -186,7 +190,6 @@ class Manager:
 
     def tick(self, term: LeaderTerm) -> bool:
         """Sweep, dispatch, promote once; returns whether there is more to do at once."""
-        self._welcome(term)
         outlook = self._outlook = look(self._database, self._settings.worker_lease)
         self._alarm = outlook.alarm
         more = self._expire(outlook.overdue)
@@ -235,13 +238,22 @@ class Manager:
         self._news.note(released)
         return bool(released)
 
-    def _welcome(self, term: LeaderTerm) -> None:
-        """After a hint: what was just submitted need not wait for a look at everything, if the last one is fresh."""
+    def _welcome(self, term: LeaderTerm) -> bool:
+        """After a hint: what was just submitted need not wait for a look at everything, if the last one is fresh.
+
+        Returns:
+            Whether the look had better wait: all of what came is on its way to workers, who need the database now.
+        """
         hinted, self._hinted = self._hinted, False
         outlook, self._outlook = self._outlook, None
-        if hinted and outlook is not None:
-            with contextlib.suppress(BrokerUnavailableError):  # the tick that follows says so
-                self._begun(self._dispatcher.welcome(term, outlook))
+        if not hinted or outlook is None:
+            return False
+        try:
+            started = self._dispatcher.welcome(term, outlook)
+            self._begun(started)
+        except BrokerUnavailableError:
+            return False  # the tick that follows says so
+        return bool(started) and all(len(each.dispatches) == each.total for each in started)
 
     def _begun(self, started: list[Start]) -> None:
         """Tell of what was promoted; an empty batch has nothing to wait for."""
