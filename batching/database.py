@@ -112,7 +112,7 @@ class Database:
         # each is met once; a bitmap scan meets all of them each time, and what is in flight leaves one behind for every
         # run (PostgreSQL, `kill_prior_tuple` in src/backend/access/index/indexam.c).
         options = "-c timezone=UTC -c enable_seqscan=off -c enable_bitmapscan=off -c jit=off"
-        # A statement that was executed five times gets a plan for good, until the next ANALYZE: made while there were a
+        # A statement that was executed some times gets a plan for good, until the next ANALYZE: made while there were a
         # few small batches, it would look at every row of a large one for each run that is claimed, 1.3 s for a group
         # in a batch of 200,000. To plan takes some tenths of a millisecond; only who waits for one profile saves it.
         options += f" -c plan_cache_mode={plans}"

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
 #: Seconds for which an idle connection is held; then the pool decides whether it is still good.
 _HELD: Final = 600.0
-#: Seconds after which a statement that moves a few rows was slow.
-_SLOW: Final = 0.05
+#: Seconds after which a statement was slow, whatever the network and the disk had to do with it.
+_SLOW: Final = 0.25
+_PLAN_ANEW: Final = "DISCARD PLANS"
 
 
 class Rows(Protocol):
@@ -95,9 +96,6 @@ class Direct:
         try:
             cursor = driver.execute(compiled.text, values)
             rows = cursor.fetchall() if cursor.description is not None else []
-            if time.monotonic() - began > _SLOW:
-                # Perhaps its plan is of the time when a table was small; the next one is made for what it is now.
-                driver.execute("DISCARD PLANS")
         except Exception as error:
             if driver.closed or driver.broken:
                 connection.invalidate(error)
@@ -112,6 +110,8 @@ class Direct:
             # Interrupted with an answer on its way, which nobody must take for another's.
             connection.invalidate()
             raise
+        if time.monotonic() - began > _SLOW and driver.prepare_threshold is not None:
+            _plan_anew(connection)
         self._give(connection)
         faults.reach("commit.after")
         return _Fetched(_decoded(rows, compiled.decoders) if compiled.decoders else rows)
@@ -162,6 +162,15 @@ class Direct:
         ]
         made = self._compiled[statement] = _Compiled(str(compiled), constants, encoders, decoders)
         return made
+
+
+def _plan_anew(connection: PoolProxiedConnection) -> None:
+    """After a slow statement: its plan may be of the time when a table was small. What it did is done, in any case."""
+    driver: Any = connection.driver_connection
+    try:
+        driver.execute(_PLAN_ANEW)
+    except Exception as error:  # noqa: BLE001 - whatever the driver raises: the connection is of no use any more
+        connection.invalidate(error)
 
 
 #: Never used, and never closed: the server would take it for the word of the process that opened them.

@@ -232,6 +232,18 @@ def test_each_run_has_its_own_answer(rig: Rig) -> None:
     assert not celery_state.active_requests
 
 
+def test_a_bundle_that_is_recalled_before_the_pool_has_it_begins_with_nothing(rig: Rig) -> None:
+    """A thread of the pool may take it while the loop recalls its runs."""
+    bundle = Bundle(rig.requests(3), rig)
+    bundle.halt()
+    bundle.execute_using_pool(rig.pool)
+    cell, shared, owns = rig.pool.job["args"]
+    rig.pool.accept()
+    rig.pool.job["callback"](trace_runs(cell, shared, owns))
+    assert rig.returned == ["k0", "k1", "k2"]
+    assert rig.ended == []
+
+
 @pytest.mark.parametrize("at", [0, 1, 3])
 def test_only_the_run_that_a_child_died_in_is_lost(rig: Rig, at: int) -> None:
     rig.bundle(4, done=at)

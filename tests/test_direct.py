@@ -186,6 +186,17 @@ def test_a_plan_that_took_long_is_not_used_again(
     assert (said == "DISCARD PLANS") == slow
 
 
+def test_what_a_slow_statement_did_is_done_even_if_the_connection_ends_then(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("batching.direct._SLOW", -1.0)
+    pid = backend(database)
+    monkeypatch.setattr("batching.direct._PLAN_ANEW", "SELECT pg_terminate_backend(pg_backend_pid())")
+    assert execute(database, select(literal(7))) == [(7,)]
+    monkeypatch.setattr("batching.direct._SLOW", 60.0)
+    assert backend(database) != pid
+
+
 def test_claims_and_settlements_wait_for_the_disk_and_dispatches_need_not() -> None:
     """A dispatch that a crash took back is made again; on a claim and on an outcome, others rely."""
     relied_upon = [statements.claim("postgresql"), statements.claim_first()]

@@ -58,17 +58,17 @@ class Rig:
         for name in names:
             self.executor.execute(self.bundle(name, during))
 
-    def occupy(self) -> threading.Event:
-        """Keep all runners busy until the event is set."""
+    def occupy(self, slots: int = SLOTS) -> threading.Event:
+        """Keep so many runners busy until the event is set."""
         gate, inside = threading.Event(), threading.Semaphore(0)
 
         def wait() -> None:
             inside.release()
             assert gate.wait(20)
 
-        for number in range(SLOTS):
+        for number in range(slots):
             self.executor.execute(self.bundle(f"long {number}", wait))
-        for _ in range(SLOTS):
+        for _ in range(slots):
             assert inside.acquire(timeout=20)
         return gate
 
@@ -161,12 +161,33 @@ def test_what_a_closed_pool_refuses_is_given_back(rig: Rig) -> None:
     assert not rig.executor._waiting
 
 
-def test_a_pool_that_closes_gets_what_waits_done(rig: Rig) -> None:
-    """A runner that cannot go to the end of the queue any more goes on."""
+def test_a_pool_that_closes_begins_with_nothing_more(rig: Rig) -> None:
     gate = rig.occupy()
-    rig.hand_over("a", "b", "c")
-    rig.pool.apply_async(lambda: None, callback=lambda _: None)
-    rig.pool.executor.shutdown(wait=False)
+    waiting = rig.bundle("a")
+    rig.executor.execute(waiting)
+    rig.pool.executor.shutdown(wait=False, cancel_futures=True)
     gate.set()
-    eventually(lambda: {"a", "b", "c"} <= set(rig.log))
+    rig.pool.executor.shutdown(wait=True)
+    assert "a" not in rig.log
+    assert rig.executor.withdraw(waiting)
+
+
+def test_a_bundle_that_cannot_even_be_given_back_ends_no_runner(rig: Rig) -> None:
+    for number in range(3 * SLOTS):
+        bundle = rig.bundle(f"bad {number}", lambda: _raise(ValueError("a defect")))
+        bundle.give_back = lambda: _raise(ValueError("another"))
+        rig.executor.execute(bundle)
+    rig.hand_over("good")
+    eventually(lambda: rig.log == ["good"])
+
+
+def test_where_no_further_thread_can_be_started_the_others_do_it(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = rig.occupy(1)
+    refused = RuntimeError("can't start new thread")
+    monkeypatch.setattr(threading.Thread, "start", lambda _: _raise(refused))
+    rig.hand_over("a", "b", "c")
     assert rig.given_back == []
+    gate.set()
+    eventually(lambda: sorted(rig.log) == ["a", "b", "c", "long 0"])
+    eventually(lambda: rig.executor._runners == 0)
+    assert rig.pool.jobs <= 4 + SLOTS, "one for each bundle, and one for each place"

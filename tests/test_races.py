@@ -124,6 +124,24 @@ def test_a_pause_waits_for_a_claim_and_counts_it(desk: Desk, pool: ThreadPoolExe
     assert (counts.pending, counts.dispatched, counts.running) == (2, 0, 1)
 
 
+def test_a_rewrite_that_waited_for_a_republication_leaves_nothing_behind(desk: Desk, pool: ThreadPoolExecutor) -> None:
+    """It finds rows by where they lie, and those are somewhere else then."""
+    batch_id = desk.start(7)
+    desk.dispatch(batch_id)
+
+    def republish(one: Connection) -> None:
+        assert len(sweep._mark_republished(one, batch_id, [1, 2], desk.term, 2)) == 2
+
+    def pause_and_rewrite() -> None:
+        desk.states.stop(batch_id, StopTarget.PAUSED, "p")
+        desk.rewrite(batch_id, 3)
+
+    race(desk, pool, republish, pause_and_rewrite).result()
+    with desk.database.read() as connection:
+        states = connection.scalars(select(profiles.c.state).where(profiles.c.batch_id == batch_id)).all()
+    assert states == ["pending"] * 7
+
+
 @pytest.mark.parametrize("known", [True, False], ids=["with a ticket", "with its first ticket"])
 def test_a_claim_waits_for_a_pause_and_is_refused(desk: Desk, pool: ThreadPoolExecutor, known: bool) -> None:
     batch_id = desk.start(3)

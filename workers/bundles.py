@@ -106,6 +106,9 @@ class Bundle:
         first, several = self.requests[0], len(self.requests) > 1
         # None for one run alone: a child that is killed for its time limit still works when its bundle is over.
         self._cell = board.take() if several else board.NOTHING
+        if self._halted is not None:
+            # In a thread of the pool, while the loop's recalled it: whoever comes second of the two sees the other.
+            board.halt(self._cell)
         soft, hard = (None, None) if several else first.limits
         return pool.apply_async(
             trace_runs,

@@ -36,7 +36,8 @@ logger = logging.getLogger(__name__)
 
 #: Characters of payloads after which a bundle takes no further run.
 _BUNDLE_SIZE: Final = 262_144
-#: Seconds after which the pool has gone quiet, while it has enough to do; and for which it is listened to at most.
+#: Seconds after which the pool has gone quiet, while it has enough to do; and for which it is waited for at most, if no
+#: outcome has to be settled sooner.
 _QUIET: Final = 0.002
 _LISTEN: Final = 0.04
 #: Seconds between two looks for bundles that take longer than planned.
@@ -120,7 +121,7 @@ class LaneConsumer:
         # A hundred threads would wake this loop for every run; while the pool has more at its door, nothing is urgent.
         if len(self.bundles) > self.executor.slots():
             self._heard = len(self._told)
-            self._listen_until = monotonic() + _LISTEN
+            self._listen_until = monotonic() + min(_LISTEN, self._flush_interval)
             self.loop.call_later(_QUIET, self._listen_when_quiet)
         else:
             self._listen()

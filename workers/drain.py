@@ -83,7 +83,8 @@ class Drain:
             return
         for request in running:
             request.stopping = True
-        if consumer.executor.terminate(running, force=False):
+        # Of one that is over, and not noted yet, the child may be at another's already.
+        if consumer.executor.terminate([each for each in running if not each.over], force=False):
             logger.info("The time to drain is up: interrupting %d runs, to be given back", len(running))
             consumer.loop.call_later(_LAST_WORDS, self._end_running)
             return

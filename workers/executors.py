@@ -180,14 +180,9 @@ class ThreadsExecutor(PoolExecutor):
             if self._runners >= self.slots():
                 return
             self._runners += 1
-        try:
-            self._start_runner()
-        except Exception:
-            logger.exception(_REFUSED, bundle.requests[0].id, extra=bundle.requests[0].log_fields())
-            with self._lock:
-                self._runners -= 1
-            if self.withdraw(bundle):
-                bundle.give_back()
+        if not self._start_runner() and self.withdraw(bundle):
+            logger.error(_REFUSED, bundle.requests[0].id, extra=bundle.requests[0].log_fields())
+            bundle.give_back()
 
     def withdraw(self, bundle: Bundle) -> bool:
         """Take a bundle out that no runner has taken."""
@@ -196,35 +191,51 @@ class ThreadsExecutor(PoolExecutor):
             return True
         return False
 
-    def _start_runner(self) -> None:
-        self._controller.pool.apply_async(self._run, callback=_ignore)
+    def _start_runner(self) -> bool:
+        """Give the pool a runner for a place that is taken; False when it takes nothing more, and the place is free."""
+        try:
+            self._controller.pool.apply_async(self._run, callback=_ignore)
+        except RuntimeError:
+            # Said too when no further thread can be started: then it waits for one that there is
+            # (concurrent/futures/thread.py `submit`).
+            if self._controller.pool.executor._shutdown:  # noqa: SLF001 - it has no other way to say so
+                with self._lock:
+                    self._runners -= 1
+                return False
+        return True
 
     def _run(self) -> None:
         """What a runner does, in a thread of the pool."""
         others = self._controller.pool.executor._work_queue  # noqa: SLF001 - it has no other way to say who waits
         while (bundle := self._next()) is not None:
-            try:
-                bundle.execute_using_pool(_ThisThread)
-            except TaskRevokedError:
-                pass  # it told so itself
-            except BaseException:
-                # Never the end of the runner, whose place nobody else would take.
-                logger.exception("The bundle of run %s failed; it is given back", bundle.requests[0].id)
-                bundle.give_back()
+            self._run_bundle(bundle)
             if others.qsize():
-                with suppress(RuntimeError):  # the pool takes nothing more: go on with what waits here
-                    self._start_runner()
-                    return
+                self._start_runner()  # at the end of their queue; a pool that closes begins with nothing more
+                return
 
     def _next(self) -> Bundle | None:
         """The next bundle; with none, this runner's place is free."""
         with suppress(IndexError):
             return self._waiting.popleft()
         with self._lock:
-            if self._waiting:
+            with suppress(IndexError):
                 return self._waiting.popleft()
             self._runners -= 1
         return None
+
+    @staticmethod
+    def _run_bundle(bundle: Bundle) -> None:
+        """Run one. Never raises: nobody else would take this runner's place."""
+        try:
+            bundle.execute_using_pool(_ThisThread)
+        except TaskRevokedError:
+            pass  # it told so itself
+        except BaseException:
+            logger.exception("The bundle of run %s failed; it is given back", bundle.requests[0].id)
+            try:
+                bundle.give_back()
+            except Exception:
+                logger.exception("The bundle of run %s could not be given back", bundle.requests[0].id)
 
 
 class SoloExecutor(PoolExecutor):

@@ -242,7 +242,7 @@ class Manager:
         """After a hint: what was just submitted need not wait for a look at everything, if the last one is fresh.
 
         Returns:
-            Whether the look had better wait: all of what came is on its way to workers, who need the database now.
+            Whether the look had better wait: all that was let in is on its way to workers, who need the database now.
         """
         hinted, self._hinted = self._hinted, False
         outlook, self._outlook = self._outlook, None

@@ -82,22 +82,25 @@ def rewrite(connection: Connection, batch_id: str, limit: int) -> bool:
 
 def _rewrite_step(connection: Connection, batch: BatchRow, move: BulkMove, generation: int, limit: int) -> int | None:
     """One bounded step; the cursor to go on from, or None when every row that the move concerns is written."""
-    ranged = False
+    ranged, own = False, profiles.c.batch_id == batch.id
     for source, target in BULK_EFFECTS[move].items():
         leading = _LEADING.get(source)
         if leading is None:
             ranged = True
             beyond, last = batch.rewrite_cursor, batch.rewrite_cursor + limit
-            chosen = and_(profiles.c.batch_id == batch.id, profiles.c.number > beyond, profiles.c.number <= last)
+            chosen = and_(own, profiles.c.number > beyond, profiles.c.number <= last)
         else:
             # In whatever order its index leads: sorted by number, each step would read all that is left.
-            own = profiles.c.batch_id == batch.id
             numbers = select(profiles.c.number).where(own, _concerned(generation, source), leading).limit(limit)
             chosen = among(connection.dialect.name, batch.id, numbers)
         written = connection.execute(
             update(profiles).where(chosen, _concerned(generation, source)).values(_values(target, move, generation))
         )
-        if leading is not None and written.rowcount >= limit:
+        if leading is None:
+            continue
+        # A row that somebody else wrote meanwhile (it was published again) was passed over, and is still to be written.
+        rest = exists().where(own, _concerned(generation, source), leading)
+        if written.rowcount >= limit or connection.scalar(select(rest)):
             return batch.rewrite_cursor
     if ranged and _goes_beyond(connection, batch, batch.rewrite_cursor + limit):
         return batch.rewrite_cursor + limit

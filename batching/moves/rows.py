@@ -121,8 +121,8 @@ def among(dialect: str, batch_id: ColumnElement[Any] | str, numbers: Select[Any]
     PostgreSQL is told where the rows lie instead of their numbers, and nothing else that leads to them: while it has no
     statistics about a table that has just been filled, or keeps a plan of the time when the table was small, it would
     look at all profiles of the batch for them, or pair each row with each. What lies there in the snapshot of this
-    statement is what the query found; a row that moves away in that moment, because somebody else writes it, is no
-    longer what the query asked for.
+    statement is what the query found. A row that somebody else writes in that moment is passed over, or (by servers
+    older than "Add missing EPQ recheck for TID Scan") moved if the other conditions still hold: they must suffice.
     """
     if dialect == "postgresql":
         return _lies_at == any_(func.array(numbers.with_only_columns(_lies_at).scalar_subquery()))
