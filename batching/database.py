@@ -127,8 +127,10 @@ class Database:
             # The next transaction may meet another server, which knows nothing of what was prepared on this one. And
             # PgBouncer takes no `options`: what they would set is set by its `connect_query`.
             arguments["prepare_threshold"] = None
-        elif "options" not in self._parsed.query:
-            arguments["options"] = options
+        else:
+            # Those of the URL come last, and win.
+            given = self._parsed.query.get("options", "")
+            arguments["options"] = " ".join([options, given] if isinstance(given, str) else [options, *given]).rstrip()
         pool: dict[str, Any] = (
             {"pool_size": 2, "max_overflow": 8, "pool_pre_ping": False, "pool_recycle": 1800}
             if self._pooled

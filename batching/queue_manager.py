@@ -22,7 +22,7 @@ from batching.options import Asked, BatchReceipt, BatchSpec
 from batching.queues import Queues, RateLimits
 from batching.settings import Settings, get_settings
 from batching.state_manager import BatchStateManager
-from batching.states import BatchState, Remedy, StopTarget
+from batching.states import TERMINAL_BATCH_STATES, BatchState, Remedy, StopTarget
 from batching.statistics import Statistics
 from batching.submission import amend, append, submit, submit_within
 
@@ -77,13 +77,11 @@ class Batch:
             TimeoutError: It was not finished in time; the batch itself goes on.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
-        while not (view := self.progress()).terminal:
+        while (state := self._manager.statistics.state(self.id)) not in TERMINAL_BATCH_STATES:
             if deadline is not None and time.monotonic() >= deadline:
-                raise TimeoutError(
-                    f"batch {self.id} is {view.state} after {timeout:g} s; it goes on without this caller"
-                )
+                raise TimeoutError(f"batch {self.id} is {state} after {timeout:g} s; it goes on without this caller")
             time.sleep(poll)
-        return view
+        return self.progress()
 
     def results(self) -> Iterator[ResultLine]:
         """Every profile with its state, result and error, in the order of submission; streamed."""

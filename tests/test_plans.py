@@ -9,35 +9,41 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import event, insert, text
 
+from batching.database import Database
 from batching.dialects import now
 from batching.measure import Measurer
 from batching.models import batches
 from batching.moves import sweep
 from batching.outlook import look
-from batching.states import StopTarget
+from batching.queue_manager import QueueManager
+from batching.settings import Settings
+from batching.states import BatchState, StopTarget
+from batching.statistics import Statistics
 from tests.accounting import FAILED, HANDLER, Desk
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from batching.database import Database
+    from collections.abc import Callable, Iterator
 
 KEPT = 3_000
 
 
 @pytest.fixture
 def desk(database: Database) -> Desk:
+    return kept(Desk(database))
+
+
+def kept(desk: Desk) -> Desk:
     """A batch of some size, among many that are finished and kept."""
-    desk = Desk(database)
     desk.register()
-    kept = {"queue": "default", "name": "b", "handler": HANDLER, "state": "succeeded", "options": {}, "sealed": True}
+    like = {"queue": "default", "name": "b", "handler": HANDLER, "state": "succeeded", "options": {}, "sealed": True}
     desk.submit(10_000)
+    database = desk.database
     with database.begin() as connection:
-        rows = [{**kept, "id": str(uuid.uuid4()), "position": number} for number in range(KEPT)]
+        rows = [{**like, "id": str(uuid.uuid4()), "position": number} for number in range(KEPT)]
         connection.execute(insert(batches).values(finished_at=now()), rows)
     with database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         if database.dialect == "postgresql":
-            connection.execute(text("ANALYZE"))  # as autovacuum does within a minute
+            connection.execute(text("VACUUM ANALYZE"))  # as autovacuum does within a minute
     return desk
 
 
@@ -93,3 +99,54 @@ def test_no_statement_of_a_tick_walks_a_table(desk: Desk) -> None:
         desk.states.move(batch_id, 1)
         desk.states.stop(batch_id, StopTarget.CANCELLED, "c")
     assert found == []
+
+
+def rows_read(database: Database, action: Callable[[], object]) -> int:
+    """Rows of batches that an action fetches through indexes."""
+    watching = Database(database.url)
+
+    def read() -> int:
+        with database.begin() as connection:  # the server adds up what a session reads, and tells it once a second
+            connection.execute(text("SELECT pg_stat_force_next_flush()"))
+        asked = text("SELECT coalesce(idx_tup_fetch, 0) FROM pg_stat_user_tables WHERE relname = 'batches'")
+        with watching.begin() as connection:
+            return int(connection.scalar(asked) or 0)
+
+    before = read()
+    action()
+    found = read() - before
+    watching.close()
+    return found
+
+
+@pytest.mark.parametrize(
+    "look",
+    [
+        lambda reads, batch_id: reads.batch(batch_id),
+        lambda reads, batch_id: reads.batches(states=[BatchState.RUNNING, BatchState.STOPPING, BatchState.QUEUED]),
+        lambda reads, batch_id: reads.batches(limit=20),
+        lambda reads, batch_id: reads.batches(queue="default", limit=20, offset=5),
+        lambda reads, batch_id: reads.unserved(),
+        lambda reads, batch_id: reads.state(batch_id),
+        lambda reads, batch_id: reads.queues(),
+    ],
+    ids=["a batch", "what goes on", "the first page", "the next page", "unserved", "a state", "queues"],
+)
+def test_what_people_look_at_reads_what_goes_on_and_not_what_is_kept(
+    postgresql_url: str, look: Callable[[Statistics, str], object]
+) -> None:
+    database = Database(postgresql_url)
+    desk = kept(Desk(database))
+    batch_id = desk.states.promote("default", desk.term)
+    desk.submit(3)
+    assert batch_id is not None
+    assert rows_read(database, lambda: look(Statistics(database, Settings()), batch_id)) <= 200
+    database.close()
+
+
+def test_room_in_a_queue_is_counted_without_what_is_kept(postgresql_url: str) -> None:
+    database = Database(postgresql_url)
+    desk = kept(Desk(database))
+    QueueManager(database).queues.set("default", intake_batches=5, intake_profiles=100_000)
+    assert rows_read(database, lambda: desk.submit(3)) <= 100
+    database.close()

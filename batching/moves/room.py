@@ -50,7 +50,12 @@ def admit(connection: Connection, queue: str, group: str, profiles: int, *, appe
     if connection.dialect.name == "postgresql":
         connection.execute(select(func.pg_advisory_xact_lock(_LOCK, func.hashtext(queue))))
     most_batches, most_profiles, per_group = limits
-    held = [batches.c.queue == queue, batches.c.state.in_(_HELD), *([batches.c.group == group] if per_group else [])]
+    held = [
+        batches.c.queue == queue,
+        batches.c.finished_at.is_(None),  # leads to the index of those that have not ended, which are few
+        batches.c.state.in_(_HELD),
+        *([batches.c.group == group] if per_group else []),
+    ]
     whose = f"group {group!r} in queue {queue}" if per_group else f"queue {queue}"
     if most_batches is not None and not appended:
         found = _number(connection, select(func.count()).select_from(batches).where(*held))

@@ -41,7 +41,11 @@ def unserved(connection: Connection, workers: Iterable[WorkerView]) -> list[Lane
     rows = connection.execute(
         select(batches.c.queue, batches.c.handler)
         .join(queues, queues.c.name == batches.c.queue)
-        .where(or_(batches.c.state == BatchState.RUNNING, turns.may_start()), open_queue)
+        .where(
+            batches.c.finished_at.is_(None),  # leads to the index of those that have not ended
+            or_(batches.c.state == BatchState.RUNNING, turns.may_start()),
+            open_queue,
+        )
         .distinct()
         .order_by(batches.c.queue, batches.c.handler)
     )

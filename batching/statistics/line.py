@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from sqlalchemy import ColumnElement, Subquery, and_, exists, func, literal, or_, select
 
 from batching.dialects import age, now
-from batching.models import batches, counters, leases, profiles, rates
+from batching.models import IN_LINE, batches, counters, leases, profiles, rates
 from batching.models import workers as worker_table
 from batching.moves import turns
 from batching.moves.leadership import BROKER_AWAY
@@ -71,7 +71,7 @@ def fresh_rate() -> ColumnElement[bool]:
 
 def heads(connection: Connection, queues: Collection[str]) -> dict[str, Head]:
     """What runs in each of these queues; a queue where nothing runs is absent."""
-    sums = _unsettled_by_batch()
+    sums = _unsettled_by_batch(batches.c.state.in_(AT_THE_HEAD), batches.c.queue.in_(list(queues)))
     rows = connection.execute(
         select(
             batches.c.queue,
@@ -95,9 +95,10 @@ def heads(connection: Connection, queues: Collection[str]) -> dict[str, Head]:
 
 
 def waits(connection: Connection, batch_ids: Sequence[str], queues: Collection[str]) -> dict[str, Wait]:
-    """The stand of those of these batches that are queued."""
-    sums = _unsettled_by_batch()
-    queued, order = turns.in_order(batches.c.queue.in_(list(queues)))
+    """The stand of those of these batches that are queued; reads the whole line of each of these queues."""
+    own = batches.c.queue.in_(list(queues))
+    sums = _unsettled_by_batch(IN_LINE, own)
+    queued, order = turns.in_order(own)
     line = (
         select(
             queued.c.id,
@@ -204,9 +205,9 @@ def _runs_by_worker(connection: Connection) -> dict[str, int]:
     return {worker_id: int(count) for worker_id, count in rows}
 
 
-def _unsettled_by_batch() -> Subquery:
-    """Unsettled profiles of every batch that is in line or at the head of one; finished ones are not looked at."""
-    active = select(batches.c.id).where(batches.c.state.in_((BatchState.QUEUED.value, *AT_THE_HEAD)))
+def _unsettled_by_batch(*conditions: ColumnElement[bool]) -> Subquery:
+    """Unsettled profiles of each batch that fulfils these conditions, which have to lead through an index."""
+    active = select(batches.c.id).where(*conditions)
     unsettled = func.sum(counters.c.pending + counters.c.dispatched + counters.c.running)
     return (
         select(counters.c.batch_id, func.coalesce(unsettled, literal(0)).label("unsettled"))

@@ -101,6 +101,7 @@ def _in_order(chosen: Select[Any]) -> Select[Any]:
 def _read_around(connection: Connection, rows: Sequence[Any], lease: float) -> _Around:
     ids = [row.id for row in rows]
     lines = {row.queue for row in rows if row.state not in TERMINAL_BATCH_STATES}
+    queued = [row for row in rows if row.state == BatchState.QUEUED]
     counts = read_many(connection, ids)
     still = [
         row.id
@@ -111,7 +112,7 @@ def _read_around(connection: Connection, rows: Sequence[Any], lease: float) -> _
         moment=line.moment(connection),
         counts=counts,
         heads=line.heads(connection, lines) if lines else {},
-        waits=line.waits(connection, ids, lines) if lines else {},
+        waits=line.waits(connection, [row.id for row in queued], {row.queue for row in queued}) if queued else {},
         retries=line.retries_at(connection, still) if still else {},
         workers=line.read_workers(connection, lease) if lines else [],
         holds=read_holds(connection, [row for row in rows if row.id in still and counts[row.id].pending]),

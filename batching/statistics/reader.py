@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from sqlalchemy import ColumnElement, and_, case, func, select, true
+from sqlalchemy import Subquery, and_, func, select, true
 
 from batching.models import batches, history, rates
 from batching.models import queues as queue_table
@@ -17,6 +17,7 @@ from batching.statistics.failures import compare_failures, read_failures
 from batching.statistics.listing import read_views
 from batching.statistics.outbox import read_callbacks
 from batching.statistics.profile_reads import read_attempts, read_page
+from batching.statistics.situation import read_finished
 from batching.statistics.throughput import (
     read_batch_durations,
     read_batch_throughput,
@@ -85,6 +86,16 @@ class Statistics(DashboardReads):
             found = lookup.resolve(connection, batch_id)
             return read_views(connection, batches.c.id == found, None, self._lease)[0]
 
+    def state(self, batch_id: str) -> BatchState:
+        """The state of one batch, and nothing else: for whoever waits for its end.
+
+        Raises:
+            UnknownBatchError: There is none with this id.
+        """
+        with self._database.read() as connection:
+            found = lookup.resolve(connection, batch_id)
+            return BatchState(connection.scalars(select(batches.c.state).where(batches.c.id == found)).one())
+
     def batches(
         self,
         queue: str | None = None,
@@ -101,13 +112,25 @@ class Statistics(DashboardReads):
             limit: So many at most.
             offset: So many at the beginning are left out.
         """
-        conditions: list[ColumnElement[bool]] = [true()]
-        if queue is not None:
-            conditions.append(batches.c.queue == queue)
-        if states is not None:
-            conditions.append(batches.c.state.in_([BatchState(state).value for state in states]))
+        wanted = {BatchState(state) for state in (BatchState if states is None else states)}
+        own = true() if queue is None else batches.c.queue == queue
+        # What has ended is kept, and is much more: it is not to be sorted with the others.
+        goes_on = and_(own, batches.c.finished_at.is_(None), batches.c.state.in_(wanted - TERMINAL_BATCH_STATES))
+        ended = wanted & TERMINAL_BATCH_STATES
         with self._database.read() as connection:
-            return read_views(connection, and_(*conditions), limit, self._lease, offset=offset)
+            found = read_views(connection, goes_on, limit, self._lease, offset=offset)
+            if ended and len(found) < limit:
+                before = (offset and connection.scalar(select(func.count()).select_from(batches).where(goes_on))) or 0
+                found += read_finished(
+                    connection,
+                    self._lease,
+                    queue=queue,
+                    states=ended,
+                    after=None,
+                    limit=limit - len(found),
+                    offset=max(0, offset - before),
+                )
+            return found
 
     def search(self, wanted: Search) -> list[BatchView]:
         """The batches that were meant, the newest first; the next page begins `after` the last of them.
@@ -322,29 +345,41 @@ class Statistics(DashboardReads):
     def queues(self) -> list[QueueView]:
         """Every queue, by name, with what is in it."""
         with self._database.read() as connection:
+            goes_on, ended = _going_on(), _ended()
+            tallies = [*(goes_on.c[name] for name in _TALLIES), ended.c.finished]
             rows = connection.execute(
-                select(queue_table, *_tallies(), func.sum(rates.c.per_second).label("rate"))
+                select(queue_table, *(func.coalesce(each, 0).label(each.name) for each in tallies), goes_on.c.rate)
                 .select_from(
-                    queue_table.outerjoin(batches, batches.c.queue == queue_table.c.name).outerjoin(
-                        rates, line.fresh_rate() & batches.c.state.in_(line.AT_THE_HEAD)
+                    queue_table.outerjoin(goes_on, goes_on.c.queue == queue_table.c.name).outerjoin(
+                        ended, ended.c.queue == queue_table.c.name
                     )
                 )
-                .group_by(queue_table.c.name)
                 .order_by(queue_table.c.name)
             )
             return [QueueView(**row._mapping) for row in rows]  # noqa: SLF001 - SQLAlchemy's public name for it
 
 
-def _tallies() -> list[ColumnElement[int]]:
-    ranges = {
-        "queued": (BatchState.QUEUED,),
-        "running": (BatchState.RUNNING, BatchState.STOPPING),
-        "parked": (BatchState.PAUSED,),
-        "finished": tuple(TERMINAL_BATCH_STATES),
-    }
-    return [
-        func.coalesce(func.sum(case((batches.c.state.in_([state.value for state in states]), 1), else_=0)), 0).label(
-            name
-        )
-        for name, states in ranges.items()
-    ]
+_TALLIES: Final = {
+    "queued": (BatchState.QUEUED,),
+    "running": (BatchState.RUNNING, BatchState.STOPPING),
+    "parked": (BatchState.PAUSED,),
+}
+
+
+def _going_on() -> Subquery:
+    """By queue: batches that have not ended, and the rate of those that run."""
+    at_the_head = line.fresh_rate() & batches.c.state.in_(line.AT_THE_HEAD)
+    tallies = [func.count().filter(batches.c.state.in_(states)).label(name) for name, states in _TALLIES.items()]
+    return (
+        select(batches.c.queue, *tallies, func.sum(rates.c.per_second).label("rate"))
+        .select_from(batches.outerjoin(rates, at_the_head))
+        .where(batches.c.finished_at.is_(None))
+        .group_by(batches.c.queue)
+        .subquery("goes_on")
+    )
+
+
+def _ended() -> Subquery:
+    """By queue: how many have ended; walks nothing but their index."""
+    counted = select(batches.c.queue, func.count().label("finished")).where(batches.c.finished_at.is_not(None))
+    return counted.group_by(batches.c.queue).subquery("ended")

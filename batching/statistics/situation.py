@@ -200,8 +200,9 @@ def read_finished(
     states: Iterable[BatchState] | None,
     after: str | None,
     limit: int,
+    offset: int = 0,
 ) -> list[BatchView]:
-    """Batches that have ended, the latest first; the next page begins `after` the id of the last one.
+    """Batches that have ended, the latest first; the next page begins `after` the id of the last one, or at `offset`.
 
     Raises:
         InvalidInputError: The batch that the page before ended with has been pruned, or has begun anew.
@@ -218,6 +219,6 @@ def read_finished(
         # Said twice: the first bound leads the index, the second tells those of the same moment apart.
         found += [batches.c.finished_at <= ended, or_(batches.c.finished_at < ended, earlier)]
     order = (batches.c.finished_at.desc(), batches.c.id.desc())
-    ids = list(connection.scalars(select(batches.c.id).where(*found).order_by(*order).limit(limit)))
+    ids = list(connection.scalars(select(batches.c.id).where(*found).order_by(*order).limit(limit).offset(offset)))
     views = {view.id: view for view in read_views(connection, batches.c.id.in_(ids), None, lease)} if ids else {}
     return [views[each] for each in ids]

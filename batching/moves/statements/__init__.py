@@ -16,7 +16,7 @@ may turn it round in one plan and not in another, and two workers with the same 
 from batching.moves.statements.claiming import CLAIMED, OFFERS, claim, claim_first
 from batching.moves.statements.dispatching import DISPATCHED, dispatch, dispatch_of
 from batching.moves.statements.settling import OUTCOMES, SUCCESSES, settle
-from batching.moves.statements.shared import AT_ONCE, LEADS, UNFLUSHED, WRITER
+from batching.moves.statements.shared import AT_ONCE, LEADS, UNFLUSHED, UNKNOWN, WRITER
 
 __all__ = [
     "AT_ONCE",
@@ -27,6 +27,7 @@ __all__ = [
     "OUTCOMES",
     "SUCCESSES",
     "UNFLUSHED",
+    "UNKNOWN",
     "WRITER",
     "claim",
     "claim_first",

@@ -28,7 +28,7 @@ from sqlalchemy import (
 
 from batching.dialects import Identifier, later
 from batching.models import attempts, batches, counters, profiles
-from batching.moves.statements.shared import AT_ONCE, HOLDER, OURS, materialized
+from batching.moves.statements.shared import AT_ONCE, HOLDER, OURS, UNKNOWN, materialized
 from batching.parameters import is_among, parameter_rows
 from batching.states import TERMINAL_PROFILE_STATES, BatchState, ProfileState, StopTarget
 
@@ -139,7 +139,7 @@ def _outcomes(dialect: str, *, successes: bool) -> CTE:
 
 def _settled(outcomes: CTE) -> Update:
     waits = outcomes.c.state == ProfileState.PENDING.value
-    fingerprint = func.coalesce(outcomes.c.fingerprint, "unknown")
+    fingerprint = func.coalesce(outcomes.c.fingerprint, UNKNOWN)
     return (
         update(profiles)
         .where(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import CTE, Select, bindparam, exists, func, select
 
@@ -10,6 +10,9 @@ from batching.dialects import Identifier, now
 from batching.models import counters, leases
 from batching.moves.rows import LEADER
 from batching.parameters import is_among
+
+#: The fingerprint of a failure that came without an error.
+UNKNOWN: Final = "unknown"
 
 #: The clock, read once for the whole statement: rows that are published together must not seem to overtake each other,
 #: in whatever order the statement meets them.
