@@ -105,7 +105,7 @@ def _budget_of(name: str, budgets: Mapping[str, float]) -> str:
 
 
 #: Seconds of a lane's rate that are in the broker: the leader looks again before half of it is consumed.
-WINDOW_TIME = 0.3
+WINDOW_TIME = 0.27
 #: Messages up to which the window of a lane that ran dry grows beyond what was measured.
 _GROWN = 2_500
 

@@ -64,7 +64,7 @@ class Settings(BaseSettings):
     max_losses: int = Field(2, ge=0, le=100)
     """Workers that a profile may take down before it runs alone, where one more loss fails it."""
     lane_window: int = Field(0, ge=0, le=1_000_000)
-    """Messages of one lane in the broker at once; 0: measured, max(2 x pool slots, 0.3 seconds of the rate)."""
+    """Messages of one lane in the broker at once; 0: measured, max(2 x pool slots, 0.27 seconds of the rate)."""
     manager: bool = True
     """Whether a worker also starts a manager (leader election, promotion, dispatch, sweep) as a subprocess."""
     log_format: Literal["json", "console"] = "console"
