@@ -136,7 +136,8 @@ def killed_under(stage: Stage, collector: Collector, tracing: Mapping[str, str])
 
     def complete() -> list[Kept]:
         spans = by_profile(collector, batch).get("1", [])
-        assert (len(named(spans, "settle")), len(named(spans, "process"))) == (2, 1), spans
+        seen = {name: len(named(spans, name)) for name in ("dispatch", "settle", "process")}
+        assert seen == {"dispatch": 2, "settle": 2, "process": 1}, spans
         return spans
 
     spans = eventually(complete, 30)
