@@ -88,11 +88,11 @@ def test_a_ratio_means_what_it_says_in_decimals(budget: float, allowed: int) -> 
     assert allowed_failures(BatchOptions(failure_budget=budget), 100) == allowed
 
 
-def test_the_window_covers_a_third_of_a_second_or_two_rounds_of_the_slots() -> None:
+def test_the_window_covers_a_quarter_of_a_second_or_two_rounds_of_the_slots() -> None:
     assert lane_window(4, 0.0) == 8
-    assert lane_window(4, 100.2) == 31
+    assert lane_window(4, 100.2) == 28
     assert lane_window(4, 100.0, exhausted=20) == 80  # the workers could do with more than was measured
     assert lane_window(4, 100.0, exhausted=5_000) == 2_500
-    assert lane_window(4, 20_000.0, exhausted=5_000) == 6_000
+    assert lane_window(4, 20_000.0, exhausted=5_000) == 5_400
     assert lane_window(4, 100.0, fixed=7) == 7
     assert lane_window(0, 0.0) == 0
