@@ -77,11 +77,14 @@ class Batch:
             TimeoutError: It was not finished in time; the batch itself goes on.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
-        while (state := self._manager.statistics.state(self.id)) not in TERMINAL_BATCH_STATES:
+        while True:
+            state = self._manager.statistics.state(self.id)
+            # Between the two looks somebody may have retried it.
+            if state in TERMINAL_BATCH_STATES and (view := self.progress()).terminal:
+                return view
             if deadline is not None and time.monotonic() >= deadline:
                 raise TimeoutError(f"batch {self.id} is {state} after {timeout:g} s; it goes on without this caller")
             time.sleep(poll)
-        return self.progress()
 
     def results(self) -> Iterator[ResultLine]:
         """Every profile with its state, result and error, in the order of submission; streamed."""

@@ -193,3 +193,15 @@ def test_the_statistics_add_up_in_every_state(
     assert (view.succeeded, view.skipped) == (1, 1)
     assert view.total == view.unsettled + view.settled
     assert view.percent == 25
+
+
+def test_whoever_waits_is_not_told_of_an_end_that_was_taken_back(
+    queue: QueueManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A person may retry a batch between the two looks."""
+    batch = queue.submit("shop.enrich", ["a"])
+    monkeypatch.setattr(queue.statistics, "state", lambda batch_id: BatchState.FAILED)
+    with pytest.raises(TimeoutError, match="goes on without this caller"):
+        batch.wait(0)
+    queue.cancel(batch.id)
+    assert batch.wait(0).state is BatchState.CANCELLED

@@ -161,9 +161,9 @@ class PoolExecutor:
 class ThreadsExecutor(PoolExecutor):
     """Hands bundles to the threads of the pool by way of *runners*: jobs of the pool that run bundle after bundle.
 
-    A job for each would take as much of the interpreter, which all threads share, as a fifth of the run itself. After
-    each bundle a runner looks whether anything else waits for the pool, such as the application's own tasks; then it
-    goes to the end of their queue.
+    A job for each would take a future and a walk through the pool's queue, in an interpreter that all threads share.
+    After each bundle a runner looks whether anything else waits for the pool, such as the application's own tasks; then
+    it goes to the end of their queue.
     """
 
     def __init__(self, controller: Any, pool: str, result_limit: int) -> None:

@@ -53,8 +53,8 @@ def verdict(connection: Connection, batch: BatchRow, counts: Counts) -> str | No
 def count_by_class(connection: Connection, batch_id: str) -> dict[str, int]:
     """Failed profiles of the present pass by the class of their error; through the index of failures.
 
-    A fingerprint is of one class (`workers/failures.py`), so that one error of each has to be read: to read them all
-    takes a second for some ten thousand, and whoever settles a failure near its budget waits for this.
+    A fingerprint is of one class (`workers/failures.py`), so that one error of each has to be read, and not each with
+    its traceback: whoever settles a failure near its budget waits for this.
     """
     failed = (
         profiles.c.batch_id == batch_id,
