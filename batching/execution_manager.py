@@ -116,6 +116,7 @@ class BatchExecutionManager:
             self._figures.step("publish", len(dispatches), perf_counter() - began)
 
     def claim(self, worker_id: str, runs: Sequence[RunId]) -> ClaimResult:
+        faults.reach("claim.begun")
         began = perf_counter()
         result = self._state_manager.claim(worker_id, runs)
         self._figures.step("claim", len(runs), perf_counter() - began)

@@ -38,6 +38,7 @@ POINTS: Final[dict[str, str]] = {
     "dispatch.committed": "Profiles are dispatched; nothing of them is published.",
     "publish.part": "Some of a group of messages are published, and some may not be.",
     "publish.done": "A group of messages is published; whoever published it does not know.",
+    "claim.begun": "A worker has popped messages, and claimed nothing of them.",
     "claim.committed": "Runs are this worker's, and it does not know.",
     "settle.decided": "Runs ended, and it is decided how; nothing of it is in the database.",
     "settle.committed": "Runs are settled; nobody looked whether that ended their batch.",

@@ -43,7 +43,7 @@ from workers.publisher import RedisPublisher, lane_key
 from workers.tasks import bind
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
     from batching.interfaces import Claimed, ClaimResult, Outcome, SettleResult
     from tests.servers import ValkeyServer
@@ -94,9 +94,18 @@ class Bench:
     slots: int = 4
     spans: dict[str, tuple[float, float]] = field(default_factory=dict)
     gates: dict[str, threading.Event] = field(default_factory=dict)
+    more: Mapping[str, Any] = field(default_factory=dict)
+    """Further settings."""
+    leads: bool = True
 
     def __post_init__(self) -> None:
-        self.settings = Settings(key_prefix=self.key_prefix, heartbeat_interval=0.2, sql_timeout=0.3, flush_size=100)
+        usual: dict[str, Any] = {
+            "key_prefix": self.key_prefix,
+            "heartbeat_interval": 0.2,
+            "sql_timeout": 0.3,
+            "flush_size": 100,
+        }
+        self.settings = Settings(**usual, **self.more)
         self.own = Database(self.database.url, timeout=self.settings.sql_timeout)
         self.publisher = RedisPublisher(self.broker_url, self.key_prefix)
         self.state = BatchStateManager(self.database)
@@ -126,9 +135,10 @@ class Bench:
             )
         )
         self.thread = threading.Thread(target=self.loop.run_forever)
-        term = self.state.lead(str(uuid.uuid4()), 600)
-        assert term is not None
-        self.term = term
+        if self.leads:
+            term = self.state.lead(str(uuid.uuid4()), 600)
+            assert term is not None
+            self.term = term
 
     def handle(self, profile: Profile) -> Any:
         started = time.monotonic()

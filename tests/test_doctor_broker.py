@@ -67,6 +67,11 @@ HARMS = {
     "a lane of another type": (another_type(f"lane:default:{HANDLER}"), "it is a hash where a list belongs"),
     "a bell of another type": (another_type("hint"), "it is a hash where a list belongs"),
     "a canary of another type": (another_type("canary"), "it is a hash where a string belongs"),
+    "copies of another type": (another_type("popped"), "it is a hash where a zset belongs"),
+    "copies that nobody looks after": (
+        lambda broker: broker.client.zadd(broker.prefix + "popped", {"a": 1, "b": 2}),
+        "2 copies of popped messages lie there for over 120 s",
+    ),
     "a lane that expires": (lambda broker: broker.client.expire(broker.lane, 100), "it expires"),
     "junk in a lane": (
         junk(b"no json", b"[" * 3000, b"\x80\x04K\x01.", b"x" * 20_000),
@@ -119,6 +124,13 @@ def test_what_others_keep_there_is_theirs(broker: Broker) -> None:
     broker.client.set(broker.prefix + "_kombu.binding.batching", "x")
     assert broker.examine(fix=True) == (True, [], [])
     broker.client.delete("lane:default:gone")
+
+
+def test_copies_of_what_workers_hold_are_left_to_them(broker: Broker) -> None:
+    held = {"held": broker.client.time()[0]}
+    broker.client.zadd(broker.prefix + "popped", held | {"forgotten": 1})
+    assert broker.examine(fix=True).ok
+    assert broker.client.zrange(broker.prefix + "popped", 0, -1) == [b"held"]
 
 
 def test_a_canary_that_is_gone_comes_back(broker: Broker) -> None:

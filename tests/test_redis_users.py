@@ -8,12 +8,15 @@ import pytest
 import redis
 
 from batching.broker import Doorbell
+from batching.figures import Figures
 from batching.interfaces import Dispatch, Lane, RunId
 from batching.live import Listener, channel, publication
 from tests.guarded import LISTS, USERS, GuardedValkey
 from tests.support import eventually
 from workers.keys import RedisKeys
+from workers.offers import Offer
 from workers.publisher import RedisPublisher, lane_key
+from workers.unacknowledged import Unacknowledged
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -124,17 +127,38 @@ def test_the_worker_pops_and_gives_back(valkey: GuardedValkey) -> None:
     assert valkey.denied() == []
 
 
+def test_the_worker_keeps_copies_and_offers_again_what_others_left(valkey: GuardedValkey) -> None:
+    manager, worker = border(valkey, "manager"), border(valkey, "worker")
+    copies = Unacknowledged(worker, 0.1, Figures())
+    offers = [Offer(DISPATCH.run, LANE.handler, False, KEY, raw) for raw in (b"held", b"left", b"claimed")]
+    copies.keep(offers)
+    copies.acknowledge(offers[2:])
+
+    def offered_again() -> None:
+        copies.look(offers[:1], [KEY])
+        assert manager.lengths([LANE]) == {LANE: 1}
+
+    eventually(offered_again)
+    copies.acknowledge(offers)
+    manager.discard(LANE)
+    worker.close()
+    manager.close()
+
+    assert valkey.denied() == []
+
+
 def test_the_doctor_looks_as_a_viewer_and_repairs_as_an_operator(valkey: GuardedValkey) -> None:
     manager, viewer = border(valkey, "manager"), RedisKeys(valkey.url_of("viewer"), PREFIX)
     operator = RedisKeys(valkey.url_of("operator"), PREFIX)
     manager.publish([DISPATCH])
     with valkey.admin() as admin:
+        admin.zadd(f"{PREFIX}popped", {"forgotten": 1})
         admin.lpush(KEY, "junk")
         admin.expire(KEY, 600)
         admin.lpush(f"{PREFIX}lane:nobody:needs", "x")
 
-    assert len(viewer.odd([LANE])) == 3
-    assert [odd.mend() for odd in operator.odd([LANE])] == [True] * 3
+    assert len(viewer.odd([LANE])) == 4
+    assert [odd.mend() for odd in operator.odd([LANE])] == [True] * 4
     assert viewer.odd([LANE]) == []
     manager.discard(LANE)
     for each in (manager, viewer, operator):

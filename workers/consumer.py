@@ -91,6 +91,7 @@ class LaneConsumer:
     def start(self) -> None:
         """Register and begin. Call it in the loop's thread, or before the loop runs."""
         self.loop.call_repeatedly(LOOK, Interrupter(self).look)
+        self.intake.start()
         self.life.start()
 
     def has_more_to_run(self) -> bool:

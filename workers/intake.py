@@ -14,6 +14,7 @@ from batching.interfaces import Lane
 from workers.offers import Offer, Reader
 from workers.popper import Popper
 from workers.publisher import lane_key
+from workers.unacknowledged import Unacknowledged
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -41,7 +42,8 @@ class Intake:
 
     def __init__(self, consumer: LaneConsumer, ports: Ports) -> None:
         self._consumer = consumer
-        self._manager, self._publisher, self._settings = ports.manager, ports.publisher, ports.settings
+        settings = ports.settings
+        self._manager, self._publisher, self._settings = ports.manager, ports.publisher, settings
         self._handlers = sorted(ports.handlers)
         self.popper = Popper(ports.loop, ports.publisher, self._popped, ports.figures)
         self.reader = Reader(ports.handlers, ports.figures)
@@ -55,6 +57,15 @@ class Intake:
         self._dry = False
         self._alone: Offer | None = None
         self._alone_run: RunId | None = None
+        self._copies: Unacknowledged | None = None
+        if settings.acknowledge == "claim":
+            self._copies = Unacknowledged(ports.publisher, settings.visibility_timeout, ports.figures)
+
+    def start(self) -> None:
+        """Begin to look after copies of popped messages, if any are kept; in the loop's thread."""
+        if self._copies is not None:
+            # Twice in a time-out: what this worker holds is always shown in time.
+            self._consumer.loop.call_repeatedly(self._settings.visibility_timeout / 2, self._look_after_copies)
 
     def serve(self, queues: Sequence[str]) -> None:
         """Ask for the lanes of these queues from now on."""
@@ -99,6 +110,8 @@ class Intake:
         offers = [offer for raw in messages if (offer := self.reader.read(key, raw)) is not None]
         # All at once: each is a round trip, and a broker that is away now would hold this loop for every one of them.
         self._put_back([offer for offer in offers if not self._keep(offer)])
+        if self._copies is not None:
+            self._copies.keep([each for each in offers if self.pending.get(each.run) is each or self._alone is each])
         self._consumer.pump()
 
     def _keep(self, offer: Offer) -> bool:
@@ -130,9 +143,14 @@ class Intake:
         self._return_pending()
 
     def forget(self, runs: Iterable[RunId]) -> None:
-        """Let go of what was popped: it is claimed, or nothing to be claimed any more."""
-        for run in runs:
-            self.pending.pop(run, None)
+        """Let go of what was popped: there is nothing to be claimed any more."""
+        self._let_go([offer for run in runs if (offer := self.pending.get(run)) is not None])
+
+    def _let_go(self, offers: Sequence[Offer]) -> None:
+        for offer in offers:
+            self.pending.pop(offer.run, None)
+        if self._copies is not None:
+            self._copies.acknowledge(offers)
 
     @property
     def waiting_run(self) -> RunId | None:
@@ -141,22 +159,32 @@ class Intake:
 
     def stop_waiting(self) -> None:
         """Let go of the offer of that run: another worker took it."""
-        self._alone = None
+        if self._alone is not None:
+            offer, self._alone = self._alone, None
+            self._let_go([offer])
 
     def _return_pending(self) -> None:
         offers, self.pending = list(self.pending.values()), {}
         self._put_back(offers)
 
     def _put_back(self, offers: Sequence[Offer]) -> None:
-        self._put_back_raw([(offer.key, offer.raw) for offer in offers])
+        if self._put_back_raw([(offer.key, offer.raw) for offer in offers]) and self._copies is not None:
+            self._copies.acknowledge(offers)
 
-    def _put_back_raw(self, pairs: Sequence[tuple[str, bytes]]) -> None:
+    def _put_back_raw(self, pairs: Sequence[tuple[str, bytes]]) -> bool:
         """Put messages back; when the broker is away they are lost, and published again in time."""
         if pairs:
             try:
                 self._publisher.put_back(pairs)
             except BrokerUnavailableError as error:
                 logger.info("Could not put %d messages back: %s", len(pairs), error)
+                return False
+        return True
+
+    def _look_after_copies(self) -> None:
+        if self._copies is not None and self.popper.connected:
+            alone = () if self._alone is None else (self._alone,)
+            self._copies.look([*self.pending.values(), *alone], self._keys)
 
     # --- claiming
 
@@ -187,13 +215,13 @@ class Intake:
         except Exception:
             # Not the database's absence: the same group would fail again, and what is lost is published again.
             logger.exception("Could not claim %d runs; their messages are dropped", len(offers))
-            self.forget(runs)
+            self._let_go(offers)
             return True
         if result is None:
             if offers[0].alone:
                 self._alone = offers[0]
             return False
-        self.forget(runs)
+        self._let_go(offers)
         self.refused += result.refused
         consumer.take(result.claimed)
         return True

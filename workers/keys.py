@@ -11,6 +11,7 @@ from batching.broker import redis_client, translated_errors
 from batching.doctor.broker import OddKey
 from workers.offers import Reader
 from workers.publisher import lane_key
+from workers.unacknowledged import copies_key
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 #: Messages of one list that are looked at, and fetched at once. A window is never larger, unless somebody set it so.
 _LOOKED_AT: Final = 20_000
 _CHUNK: Final = 500
+#: Seconds after which nobody offers a popped message again that nobody claimed.
+_FORGOTTEN: Final = 120.0
 
 
 class RedisKeys:
@@ -47,6 +50,7 @@ class RedisKeys:
         needed = {lane_key(self._prefix, lane): lane.handler for lane in lanes}
         with translated_errors(self._url):
             found = [self._of_another_type(f"{self._prefix}{name}", kind) for name, kind in _SINGLE.items()]
+            found.append(self._of_copies())
             names = sorted(needed.keys() | self._lists())
             lists = [odd for name in names for odd in self._of_list(name, needed.get(name))]
         return [*(odd for odd in found if odd is not None), *lists]
@@ -89,6 +93,26 @@ class RedisKeys:
             text = f"{len(junk):,} messages in it are no offers of runs: something else writes there"
             yield OddKey(name, text, partial(self._remove, name, junk))
 
+    def _of_copies(self) -> OddKey | None:
+        """What is wrong with the copies of popped messages."""
+        name = copies_key(self._prefix)
+        client: Any = self._client
+        try:
+            if (odd := self._of_another_type(name, "zset")) is not None:
+                return odd
+            until = client.time()[0] - _FORGOTTEN
+            count = int(client.zcount(name, "-inf", until))
+        except redis.exceptions.NoPermissionError:  # an access list may be older than this key
+            return None
+        if not count:
+            return None
+        text = (
+            f"{count:,} copies of popped messages lie there for over {_FORGOTTEN:g} s: no worker with "
+            "BATCHING_ACKNOWLEDGE=claim is left to offer them again"
+        )
+        # What of them is still to be done, the leader has long published again.
+        return OddKey(name, text, partial(self._forget_copies, name, until))
+
     def _messages(self, name: str) -> Iterator[bytes]:
         client: Any = self._client
         for start in range(0, _LOOKED_AT, _CHUNK):
@@ -108,6 +132,11 @@ class RedisKeys:
     def _persist(self, name: str) -> bool:
         with translated_errors(self._url):
             return bool(self._client.persist(name))
+
+    def _forget_copies(self, name: str, until: float) -> bool:
+        client: Any = self._client
+        with translated_errors(self._url):
+            return bool(client.zremrangebyscore(name, "-inf", until))
 
     def _remove(self, name: str, messages: Collection[bytes]) -> bool:
         client: Any = self._client

@@ -109,7 +109,8 @@ METRICS: Final[tuple[Metric, ...]] = (
     _counter(
         "sweep_repairs",
         "What the sweep put right, by kind: message (published again), worker (declared dead), run (taken back from "
-        "one), batch (concluded), submission (abandoned, deleted), stray (run that its own worker had forgotten).",
+        "one), batch (concluded), submission (abandoned, deleted), stray (run that its own worker had forgotten), "
+        "restored (message offered again from its copy in the broker).",
         "kind",
     ),
     # --- workers

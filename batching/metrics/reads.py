@@ -48,7 +48,7 @@ MOST_QUEUES: Final = 100
 #: Seconds after which what the leader saw says nothing any more.
 _STALE: Final = 15.0
 
-REPAIRS: Final = ("message", "worker", "run", "batch", "submission", "stray")
+REPAIRS: Final = ("message", "worker", "run", "batch", "submission", "stray", "restored")
 STEPS: Final = ("dispatch", "publish", "claim", "settle")
 PROCESSES: Final = ("worker", "manager")
 STAGES: Final = ("pending", "active", "outcomes")

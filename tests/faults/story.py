@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from celery import Celery
 from celery.app.trace import setup_worker_optimizations
@@ -113,6 +113,8 @@ class Scene:
     """How often."""
     resubmits: bool = True
     """Whether what was submitted and not acknowledged is submitted again; else its producer is gone."""
+    acknowledge: Literal["pop", "claim"] = "pop"
+    """When messages are acknowledged."""
     lingers: bool = False
     """Whether to go on, when the story is over, until the file `curtain` is there."""
 
@@ -127,6 +129,8 @@ class Scene:
             worker_lease=0.4,
             leader_lease=0.5,
             suspect_after=0.15,
+            acknowledge=self.acknowledge,
+            visibility_timeout=0.1,
             sql_timeout=1.0,
             flush_interval=0.01,
             lane_window=4,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 
@@ -27,35 +27,41 @@ FRESH = random.Random(os.environ.get("FAULT_SEED")).sample(range(1_000, 1_000_00
 def params() -> Iterator[Any]:
     for engine, seeds in QUICK.items():
         for seed in seeds:
-            yield pytest.param(engine, seed, id=f"{engine}-{seed}")
+            yield pytest.param(engine, seed, "pop", id=f"{engine}-{seed}")
+        yield pytest.param(engine, seeds[0], "claim", id=f"{engine}-{seeds[0]}-copies")
         for number, seed in enumerate(FRESH, 1):
-            yield pytest.param(engine, seed, marks=pytest.mark.exhaustive, id=f"{engine}-fresh-{number}")
+            for acknowledge in ("pop", "claim"):
+                name = f"{engine}-fresh-{number}-{acknowledge}"
+                yield pytest.param(engine, seed, acknowledge, marks=pytest.mark.exhaustive, id=name)
 
 
 @pytest.fixture(scope="module")
-def played(request: pytest.FixtureRequest, theatre: Theatre) -> dict[tuple[str, int | None], Played]:
+def played(request: pytest.FixtureRequest, theatre: Theatre) -> dict[tuple[str, int | None, str], Played]:
     """All the cases that the selected tests want, several at once."""
     items: list[Any] = [item for item in request.session.items if getattr(item, "originalname", "") == TEST]
-    cases = [Case(item.callspec.params["engine"], seed=item.callspec.params["seed"]) for item in items]
-    return {(each.case.engine, each.case.seed): each for each in theatre.play_all(cases)}
+    cases = [Case(**item.callspec.params) for item in items]
+    return {(each.case.engine, each.case.seed, each.case.acknowledge): each for each in theatre.play_all(cases)}
 
 
 TEST = "test_nothing_is_lost_or_doubled_by_errors_at_random"
 
 
-@pytest.mark.parametrize(("engine", "seed"), list(params()))
+@pytest.mark.parametrize(("engine", "seed", "acknowledge"), list(params()))
 def test_nothing_is_lost_or_doubled_by_errors_at_random(
-    played: dict[tuple[str, int | None], Played], engine: str, seed: int
+    played: dict[tuple[str, int | None, str], Played], engine: str, seed: int, acknowledge: str
 ) -> None:
-    case = played[engine, seed]
+    case = played[engine, seed, acknowledge]
     print(tell(case))  # noqa: T201 - shown when it fails
     assert not case.failure, case.failure
     assert case.reached, "there was not one error"
 
 
+@pytest.mark.parametrize("acknowledge", ["pop", "claim"])
 @pytest.mark.parametrize("engine", ["postgresql", "sqlite"])
-def test_without_a_fault_only_what_the_ghost_held_runs_again(theatre: Theatre, engine: str) -> None:
-    case = theatre.play(Case(engine))
+def test_without_a_fault_only_what_the_ghost_held_runs_again(
+    theatre: Theatre, engine: str, acknowledge: Literal["pop", "claim"]
+) -> None:
+    case = theatre.play(Case(engine, acknowledge=acknowledge))
     assert not case.failure, case.failure
     assert case.verdict is not None
     assert (case.verdict.acknowledged, case.verdict.recovered) == (44, [])

@@ -6,9 +6,9 @@ import shutil
 import uuid
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from sqlalchemy import select
 from sqlalchemy.engine import make_url
@@ -48,10 +48,12 @@ class Case(NamedTuple):
     action: str = ""
     at: int = 1
     seed: int | None = None
+    acknowledge: Literal["pop", "claim"] = "pop"
 
     def __str__(self) -> str:
         what = f"{self.point}={self.action}@{self.at}" if self.point else "no fault"
-        return f"{self.engine}: {what if self.seed is None else f'errors at random, seed {self.seed}'}"
+        told = what if self.seed is None else f"errors at random, seed {self.seed}"
+        return f"{self.engine}, acknowledged at the {self.acknowledge}: {told}"
 
 
 class Played(NamedTuple):
@@ -88,14 +90,17 @@ class Theatre:
             self.counts[engine] = Counter(line.split()[0] for line in lines)
         return self.counts[engine][point]
 
-    def choose(self, engine: str, point: str, action: str, chance: random.Random | None) -> list[Case]:
+    def choose(
+        self, engine: str, point: str, action: str, acknowledge: Literal["pop", "claim"], chance: random.Random | None
+    ) -> list[Case]:
         """At which times of being reached a point is tried: one by chance, or all of them."""
         count = self.occurrences(engine, point)
         if chance is not None:
             # Not the very last: how often it is reached depends a little on how quick the machine is.
-            return [Case(engine, point, action, 1 + chance.randrange(max(1, count * 2 // 3)))]
-        step = max(1, -(-count // MOST))
-        return [Case(engine, point, action, at) for at in range(1, max(1, count) + 1, step)]
+            times = [1 + chance.randrange(max(1, count * 2 // 3))]
+        else:
+            times = list(range(1, max(1, count) + 1, max(1, -(-count // MOST))))
+        return [Case(engine, point, action, at, acknowledge=acknowledge) for at in times]
 
     def play_all(self, cases: Iterable[Case]) -> list[Played]:
         """Play several at once."""
@@ -106,7 +111,7 @@ class Theatre:
         """Play one, and judge; never raises."""
         place = self._place()
         plan = f"{case.point}={case.action}@{case.at}" if case.point else ""
-        scene, url = self._scene(place, case.engine, plan=plan, seed=case.seed)
+        scene, url = self._scene(place, case.engine, plan=plan, seed=case.seed, acknowledge=case.acknowledge)
         players: list[Player] = []
         reached, verdict, failure = False, None, ""
         try:
@@ -158,14 +163,14 @@ class Theatre:
         place.mkdir()
         return place
 
-    def _scene(self, place: Path, engine: str, *, plan: str = "", seed: int | None = None) -> tuple[Scene, str]:
+    def _scene(self, place: Path, engine: str, **terms: Any) -> tuple[Scene, str]:
         if engine == "sqlite":
             shutil.copyfile(self.sqlite_template, place / "batching.db")
             url = f"sqlite:///{place / 'batching.db'}"
         else:
             url = self.postgres.url(self.postgres.create_database(self.postgres_template))
         prefix = f"{place.name}:"
-        return Scene(str(place), url, self.valkey.url, prefix, "victim", plan=plan, seed=seed), url
+        return Scene(str(place), url, self.valkey.url, prefix, "victim", **terms), url
 
     def _strike(self, url: str, scene: Scene) -> None:
         """Clear the stage."""
@@ -178,9 +183,7 @@ class Theatre:
 
 
 def _following(scene: Scene, *, resubmits: bool, lingers: bool = False) -> Scene:
-    return Scene(
-        scene.folder, scene.url, scene.broker_url, scene.prefix, "successor", resubmits=resubmits, lingers=lingers
-    )
+    return replace(scene, role="successor", plan="", seed=None, resubmits=resubmits, lingers=lingers)
 
 
 def judge(scene: Scene) -> Verdict:
