@@ -18,6 +18,12 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
+def acknowledge() -> str:
+    """When messages are acknowledged; tests ask for the other way, too, by a parameter of this name."""
+    return "pop"
+
+
+@pytest.fixture
 def scene(
     request: pytest.FixtureRequest,
     tmp_path: Path,
@@ -25,9 +31,11 @@ def scene(
     key_prefix: str,
     engine: str,  # noqa: F811 - the fixture
     brisk: Mapping[str, str],  # noqa: F811 - the fixture
+    acknowledge: str,
 ) -> Iterator[Scene]:
     """A store with our schema, an empty broker, no process yet."""
-    found = Scene(tmp_path, request.getfixturevalue(f"{engine}_url"), own_valkey, key_prefix, brisk)
+    settings = {**brisk, "BATCHING_ACKNOWLEDGE": acknowledge}
+    found = Scene(tmp_path, request.getfixturevalue(f"{engine}_url"), own_valkey, key_prefix, settings)
     try:
         yield found
     finally:

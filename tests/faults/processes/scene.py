@@ -9,11 +9,13 @@ import uuid
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import pytest
 from sqlalchemy.engine import make_url
 
 from tests.acceptance.stage import ONCE, Stage
 from tests.faults.oracle import Oracle
 from tests.support import eventually
+from workers.unacknowledged import copies_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from tests.faults.oracle import Verdict
     from tests.nodes import LocalProcess
 
+#: For a test of either way to acknowledge messages: with the pop, and with copies until the claim.
+BOTH_WAYS = pytest.mark.parametrize("acknowledge", ["pop", "claim"])
 #: Losses in a storm: what runs alone after two of them would make it a test of patience.
 MANY = "50"
 
@@ -63,6 +67,11 @@ class Scene(Stage):
     def begun_after(self, known: list[Entry], timeout: float = 30) -> None:
         """Wait until any handler has begun since."""
         eventually(lambda: len(self.entries()) > len(known), timeout)
+
+    def copies(self) -> int:
+        """Copies of messages that were popped and not claimed."""
+        client: Any = self.publisher.client
+        return int(client.zcard(copies_key(self.prefix)))
 
     def verdict(self, **terms: Any) -> Verdict:
         """Let the oracle judge, and print what it found."""

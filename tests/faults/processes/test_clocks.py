@@ -19,6 +19,7 @@ import psutil
 import pytest
 
 from batching import BatchOptions
+from tests.faults.processes.scene import BOTH_WAYS
 from tests.support import eventually
 
 if TYPE_CHECKING:
@@ -137,6 +138,7 @@ def behind(tmp_path: Path) -> Clock:
     return Clock(tmp_path / "behind", -DAY)
 
 
+@BOTH_WAYS
 def test_clocks_that_are_wrong_and_jump_while_work_goes_on(scene: Scene, ahead: Clock, behind: Clock) -> None:
     # Given a worker an hour ahead and a manager a day behind, beside a worker whose clock is right
     start(scene, "manager", behind)

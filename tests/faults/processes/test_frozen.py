@@ -11,6 +11,7 @@ import pytest
 from sqlalchemy import func, select
 
 from batching.models import profiles
+from tests.faults.processes.scene import BOTH_WAYS
 from tests.support import eventually
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 GATED = {"gate": "gate"}
 
 
+@BOTH_WAYS
 def test_a_worker_that_is_stopped_pops_and_dies(scene: Scene) -> None:
     # Given a manager, and an idle worker that is stopped while it waits for messages
     scene.manager()
@@ -45,7 +47,29 @@ def test_a_worker_that_is_stopped_pops_and_dies(scene: Scene) -> None:
     scene.verdict(again=(), late=False)
 
 
-@pytest.mark.parametrize("engine", ["postgresql", "sqlite"])
+@pytest.mark.parametrize("end", ["killed", "thawed"])
+def test_what_a_worker_has_popped_and_not_claimed_comes_back_from_its_copies(scene: Scene, end: str) -> None:
+    # Given that the leader misses no message, and a worker that is frozen between its third pop and the claim
+    scene.settings = {**scene.settings, "BATCHING_SUSPECT_AFTER": "600", "BATCHING_ACKNOWLEDGE": "claim"}
+    scene.manager()
+    first = scene.worker(BATCHING_MANAGER="false", BATCHING_FAULTS="claim.begun=hang@3")
+    batch = scene.submit("work", {f"p{number}": {"seconds": 0.05} for number in range(60)})
+    eventually(lambda: psutil.Process(first.pid).status() == psutil.STATUS_STOPPED, 30)
+    assert scene.copies() > 0
+    # When another one comes, and the first dies or goes on
+    second = scene.worker(BATCHING_MANAGER="false")
+    if end == "killed":
+        first.kill()
+    eventually(lambda: "messages again that a worker popped and did not claim" in second.logs(), 30)
+    if end == "thawed":
+        os.kill(first.pid, signal.SIGCONT)
+    # Then everything runs, once but for what the first ran when it died or fell silent
+    assert scene.finished(batch).succeeded == 60
+    scene.verdict(again={"lost", "given back"})
+    eventually(lambda: scene.copies() == 0)
+
+
+@pytest.mark.parametrize(("engine", "acknowledge"), [("postgresql", "pop"), ("sqlite", "pop"), ("postgresql", "claim")])
 def test_a_worker_that_is_frozen_beyond_its_lease_comes_late(scene: Scene) -> None:
     # Given a worker that runs two profiles, and another one with a manager
     scene.manager()

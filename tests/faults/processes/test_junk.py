@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from batching.interfaces import Lane
+from tests.faults.processes.scene import BOTH_WAYS
 from tests.support import eventually
 from workers.publisher import lane_key
 
@@ -54,6 +55,7 @@ def test_junk_in_a_lane(scene: Scene) -> None:
     scene.verdict(again=(), late=False)
 
 
+@BOTH_WAYS
 def test_messages_that_are_tripled_shuffled_and_old(scene: Scene) -> None:
     # Given runs that are over, whose messages somebody kept
     worker = scene.worker("--pool=prefork", "--concurrency=1", BATCHING_LANE_WINDOW="30")

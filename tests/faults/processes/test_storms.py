@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import select
 
 from batching.models import profiles, workers
-from tests.faults.processes.scene import MANY, Nemesis
+from tests.faults.processes.scene import BOTH_WAYS, MANY, Nemesis
 from tests.support import eventually
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ def _held_by(scene: Scene, node: LocalProcess) -> set[tuple[str, int]]:
         return {(row.key, row.run) for row in reading.execute(runs)}
 
 
+@BOTH_WAYS
 def test_whole_workers_are_killed(scene: Scene) -> None:
     nodes = [scene.worker(BATCHING_MAX_LOSSES=MANY) for _ in range(2)]
     batch = scene.submit("work", short(600, 0.05))
@@ -81,6 +82,7 @@ def test_whole_workers_are_killed(scene: Scene) -> None:
     assert {row.attempts for row in scene.rows(batch).values()} == {1}
 
 
+@BOTH_WAYS
 @pytest.mark.parametrize("how", ["SIGTERM", "SIGQUIT"])
 def test_workers_are_stopped(scene: Scene, how: str) -> None:
     nodes = [scene.worker() for _ in range(2)]
@@ -106,6 +108,7 @@ def test_workers_are_stopped(scene: Scene, how: str) -> None:
         assert found.repeated == {}
 
 
+@BOTH_WAYS
 @pytest.mark.parametrize("engine", ["postgresql", "sqlite"])
 def test_redis_forgets_everything_every_two_seconds(scene: Scene) -> None:
     scene.worker("--pool=prefork", "--concurrency=3")
@@ -118,6 +121,7 @@ def test_redis_forgets_everything_every_two_seconds(scene: Scene) -> None:
     assert found.executed == 1500
 
 
+@BOTH_WAYS
 def test_redis_is_killed_and_comes_back_empty(scene: Scene) -> None:
     worker = scene.worker("--pool=prefork", "--concurrency=3")
     batch = scene.submit("work", short(1000))
@@ -133,6 +137,7 @@ def test_redis_is_killed_and_comes_back_empty(scene: Scene) -> None:
     assert scene.verdict(again=(), late=False).executed == 1000
 
 
+@BOTH_WAYS
 def test_every_client_is_cut_off(scene: Scene) -> None:
     worker = scene.worker("--pool=prefork", "--concurrency=3")
     batch = scene.submit("work", short(1000))
@@ -169,6 +174,7 @@ def test_sessions_of_postgresql_are_ended(scene_with_own_sql: Scene, own_postgre
     scene.verdict(again={"given back"})
 
 
+@BOTH_WAYS
 class TestServersThatAreFull:
     """A server that answers, and refuses to write."""
 
@@ -220,6 +226,7 @@ class TestServersThatAreFull:
         scene.verdict(again=(), late=False)
 
 
+@BOTH_WAYS
 def test_deadlines_of_handlers_while_redis_is_frozen(scene: Scene) -> None:
     """A loop that waits for Redis must not wait with the time limits of what runs."""
     scene.settings = {**scene.settings, "BATCHING_WORKER_LEASE": "20", "BATCHING_LEADER_LEASE": "6"}
