@@ -12,6 +12,7 @@ STATES = "tests/test_state_manager.py"
 RACES = "tests/test_races.py"
 SWEEPER = "tests/test_sweeper.py"
 CONSUMER = "tests/test_consumer.py"
+COPIES = "tests/test_unacknowledged.py"
 STOPPING = "tests/acceptance/test_stopping.py"
 
 
@@ -388,6 +389,39 @@ MUTATIONS = [
         "                share_interpreter(int(controller.concurrency))\n",
         "                pass\n",
         tests=("tests/acceptance/test_workers.py", "-k", "compute"),
+    ),
+    # --- copies of popped messages
+    one(
+        "copies",
+        "a copy of what was popped is kept until the claim, where that was asked for",
+        "workers/unacknowledged.py",
+        "        if offers and (now := self._now()) is not None:\n",
+        "        if not offers and (now := self._now()) is not None:\n",
+        tests=(COPIES,),
+    ),
+    one(
+        "copies-shown",
+        "a worker shows that it still holds what it has popped",
+        "workers/unacknowledged.py",
+        "        renewal = ((",
+        "        renewal = () and ((",
+        tests=(COPIES,),
+    ),
+    one(
+        "copies-once",
+        "of several workers that find a copy, one offers it again",
+        "workers/unacknowledged.py",
+        "zip(taken, removed, strict=True) if count]",
+        "zip(taken, removed, strict=True)]",
+        tests=(COPIES,),
+    ),
+    one(
+        "copies-dropped",
+        "a copy goes when its run is claimed",
+        "workers/intake.py",
+        "            self._copies.acknowledge(offers)\n\n    @property",
+        "            pass\n\n    @property",
+        tests=(COPIES,),
     ),
     # --- the end of a worker
     one(
