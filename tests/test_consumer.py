@@ -43,7 +43,7 @@ from workers.publisher import RedisPublisher, lane_key
 from workers.tasks import bind
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
     from batching.interfaces import Claimed, ClaimResult, Outcome, SettleResult
     from tests.servers import ValkeyServer
@@ -94,7 +94,7 @@ class Bench:
     slots: int = 4
     spans: dict[str, tuple[float, float]] = field(default_factory=dict)
     gates: dict[str, threading.Event] = field(default_factory=dict)
-    more: Mapping[str, Any] = field(default_factory=dict)
+    more: dict[str, Any] = field(default_factory=dict)
     """Further settings."""
     leads: bool = True
 
@@ -105,7 +105,7 @@ class Bench:
             "sql_timeout": 0.3,
             "flush_size": 100,
         }
-        self.settings = Settings(**usual, **self.more)
+        self.settings = Settings(**(usual | self.more))
         self.own = Database(self.database.url, timeout=self.settings.sql_timeout)
         self.publisher = RedisPublisher(self.broker_url, self.key_prefix)
         self.state = BatchStateManager(self.database)

@@ -6,6 +6,7 @@ Nobody sweeps here, so what a worker took along comes back from its copies alone
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
@@ -26,9 +27,10 @@ if TYPE_CHECKING:
     from batching.database import Database
     from tests.servers import ValkeyServer
 
-#: Within which what is not shown to be held is offered again; twice in it, each worker looks.
-SOON = 0.3
-CLAIM = {"acknowledge": "claim", "visibility_timeout": SOON}
+#: Seconds after which what is not shown to be held is offered again; twice in it, each worker looks.
+SOON = 1.0
+#: The loop of a worker that cannot claim waits for SQL, and must be back in time to show what it holds.
+CLAIM = {"acknowledge": "claim", "visibility_timeout": SOON, "sql_timeout": 0.1}
 #: Messages that nobody may offer again while the test goes on.
 LATE = {"acknowledge": "claim", "visibility_timeout": 600.0}
 
@@ -52,14 +54,21 @@ def copies(bench: Bench) -> int:
     return int(client.zcard(copies_key(bench.key_prefix)))
 
 
-def holding(bench: Bench, stack: ExitStack, count: int = 5) -> str:
-    """A batch, of which this worker has popped all and can claim nothing until the stack's lock is let go."""
-    batch_id = bench.batch(['"go"'] * count)
+def holding(bench: Bench, lock: ExitStack, *, beside: Bench | None = None) -> str:
+    """A batch of five, all of which workers have popped and can claim nothing of until the lock is let go.
+
+    Args:
+        bench: Leads, and starts.
+        lock: Lets go.
+        beside: Another one, which may have popped some of them.
+    """
+    batch_id = bench.batch(['"go"'] * 5)
     bench.start()
     dispatches = bench.state.dispatch(batch_id, 10_000, bench.term)
-    stack.enter_context(locked(bench.database))
+    lock.enter_context(locked(bench.database))
     bench.leader.republish(dispatches)
-    eventually(lambda: len(bench.consumer.intake.pending) == count)
+    workers = [bench] if beside is None else [bench, beside]
+    eventually(lambda: sum(len(each.consumer.intake.pending) for each in workers) == 5)
     return batch_id
 
 
@@ -74,12 +83,18 @@ def test_a_copy_is_kept_from_the_pop_to_the_claim(
     eventually(lambda: copies(bench) == 0)
 
 
-def test_by_default_there_are_no_copies(database: Database, broker_url: str, key_prefix: str, stack: ExitStack) -> None:
-    bench = open_bench(stack, database, broker_url, key_prefix, {})
-    with ExitStack() as lock:
-        batch_id = holding(bench, lock)
-        assert copies(bench) == 0
+def test_by_default_no_copy_is_ever_kept(
+    database: Database, own_valkey: ValkeyServer, key_prefix: str, stack: ExitStack
+) -> None:
+    bench = open_bench(stack, database, own_valkey.url, key_prefix, {})
+    batch_id = bench.batch(['"go"'] * 50)
+    bench.dispatch(batch_id)
+    bench.start()
     bench.finished(batch_id)
+    with own_valkey.client() as client:
+        asked = {name.removeprefix("cmdstat_") for name in client.info("commandstats")}
+    assert "blmpop" in asked
+    assert not asked & {"zadd", "zrem", "zrange", "time"}
 
 
 @pytest.mark.parametrize("end", ["killed", "frozen"])
@@ -126,18 +141,21 @@ def test_what_a_living_worker_holds_is_not_offered_to_others(
 ) -> None:
     """However long its claim takes: it shows in time that it holds them."""
     bench = open_bench(stack, database, broker_url, key_prefix, CLAIM)
+    other = open_bench(stack, database, broker_url, key_prefix, CLAIM, leads=False)
+    other.start()
     client: Any = bench.publisher.client
 
-    def kept() -> float:
+    def shown() -> float:
         return min((score for _, score in client.zrange(copies_key(key_prefix), 0, -1, withscores=True)), default=0.0)
 
     with ExitStack() as lock:
-        batch_id = holding(bench, lock)
-        first = eventually(kept)
-        eventually(lambda: kept() > first + 3 * SOON)
+        batch_id = holding(bench, lock, beside=other)
+        first = eventually(shown)
+        eventually(lambda: shown() > first + 2 * SOON)
         assert copies(bench) == 5
     bench.finished(batch_id)
-    assert bench.consumer.intake.duplicates == 0
+    for each in (bench, other):
+        assert (each.consumer.intake.duplicates, each.consumer.intake.refused) == (0, 0)
 
 
 def test_redis_forgets_everything_while_messages_are_held(
@@ -157,15 +175,18 @@ def test_connections_are_cut_while_messages_are_held(
     database: Database, own_valkey: ValkeyServer, key_prefix: str, stack: ExitStack
 ) -> None:
     """Celery's emulation would offer each of them to others, while this worker holds it."""
-    bench = open_bench(stack, database, own_valkey.url, key_prefix, CLAIM)
+    bench = open_bench(stack, database, own_valkey.url, key_prefix, LATE)
+    other = open_bench(stack, database, own_valkey.url, key_prefix, LATE, leads=False)
+    other.start()
     with ExitStack() as lock:
-        batch_id = holding(bench, lock)
+        batch_id = holding(bench, lock, beside=other)
+        eventually(lambda: copies(bench) == 5)
         with own_valkey.client() as client:
             client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
-        eventually(lambda: bench.consumer.intake.popper.connected and copies(bench) == 5)
     bench.finished(batch_id)
-    assert (bench.consumer.intake.duplicates, bench.consumer.intake.refused) == (0, 0)
-    eventually(lambda: copies(bench) == 0, 20)
+    for each in (bench, other):
+        assert (each.consumer.intake.duplicates, each.consumer.intake.refused) == (0, 0)
+    eventually(lambda: copies(bench) == 0)
 
 
 def test_a_broker_that_is_full_keeps_no_copies_and_gives_its_messages_all_the_same(
@@ -230,11 +251,16 @@ class Copies:
         self.key = copies_key(prefix)
         self.lane = lane_key(prefix, LANE)
         self.figures = Figures()
-        self.one, self.other = (Unacknowledged(self.publisher, SOON, self.figures) for _ in range(2))
+        self.one, self.other = (Unacknowledged(self.publisher, 60.0, self.figures) for _ in range(2))
 
     def offer(self, number: int, lane: str | None = None) -> Offer:
         run = RunId("00000000-0000-7000-8000-000000000001", number, 1)
         return Offer(run, HANDLER, False, lane or self.lane, b"message %d" % number)
+
+    def forgotten(self, *offers: Offer, seconds: float = 61.0) -> None:
+        """Nobody has shown them for so long."""
+        now = self.client.time()[0]
+        self.client.zadd(self.key, {f"{each.key}\n".encode() + each.raw: now - seconds for each in offers})
 
     def waiting(self) -> list[bytes]:
         """In the order in which they are popped."""
@@ -250,27 +276,31 @@ def shelf(broker_url: str, key_prefix: str) -> Iterator[Copies]:
 
 def test_what_nobody_shows_is_offered_again_in_the_order_of_its_pop(shelf: Copies) -> None:
     for number in (1, 2, 3):
-        shelf.one.keep([shelf.offer(number)])
-    held = [shelf.offer(2)]
-
-    def offered() -> None:
-        shelf.one.look(held, [shelf.lane])
-        shelf.other.look([], [shelf.lane])
-        assert shelf.waiting() == [b"message 1", b"message 3"]
-
-    eventually(offered)
+        shelf.forgotten(shelf.offer(number), seconds=100.0 - number)
+    # The first of these shows what it holds before it looks
+    shelf.one.look([shelf.offer(2)], [shelf.lane])
+    assert shelf.waiting() == [b"message 1", b"message 3"]
+    shelf.other.look([], [shelf.lane])
+    assert shelf.waiting() == [b"message 1", b"message 3"]
     assert shelf.client.zrange(shelf.key, 0, -1) == [shelf.lane.encode() + b"\nmessage 2"]
+
+
+def test_what_was_claimed_meanwhile_is_not_shown_again(shelf: Copies) -> None:
+    shelf.one.keep([shelf.offer(1)])
+    shelf.other.acknowledge([shelf.offer(1)])
+    shelf.one.look([shelf.offer(1)], [shelf.lane])
+    assert shelf.client.exists(shelf.key) == 0
 
 
 def test_of_two_workers_that_find_a_copy_one_offers_it(shelf: Copies) -> None:
     offers = [shelf.offer(number) for number in range(100)]
     shelf.one.keep(offers)
-    taken = [(f"{each.key}\n".encode() + each.raw, (each.key, each.raw)) for each in offers]
+    members = [f"{each.key}\n".encode() + each.raw for each in offers]
     barrier = threading.Barrier(2)
 
     def offer_again(copies: Unacknowledged) -> None:
         barrier.wait(10)
-        copies._offer_again(taken)
+        copies._offer_again(members)
 
     threads = [threading.Thread(target=offer_again, args=(each,)) for each in (shelf.one, shelf.other)]
     for thread in threads:
@@ -283,29 +313,31 @@ def test_of_two_workers_that_find_a_copy_one_offers_it(shelf: Copies) -> None:
 
 def test_copies_of_a_lane_that_this_worker_does_not_serve_are_left_to_others(shelf: Copies) -> None:
     elsewhere = shelf.lane.replace("default", "elsewhere")
-    shelf.one.keep([shelf.offer(1, elsewhere), shelf.offer(2)])
+    shelf.forgotten(shelf.offer(1, elsewhere), shelf.offer(2))
     # One more, which nobody has served for long
-    shelf.client.zadd(shelf.key, {f"{elsewhere}\nmessage 3": 1})
-
-    def offered() -> None:
-        shelf.other.look([], [shelf.lane])
-        assert shelf.waiting() == [b"message 2"]
-
-    eventually(offered)
+    shelf.forgotten(shelf.offer(3, elsewhere), seconds=60.0 * 31)
+    shelf.one.look([], [shelf.lane])
+    assert shelf.waiting() == [b"message 2"]
     assert shelf.client.zrange(shelf.key, 0, -1) == [elsewhere.encode() + b"\nmessage 1"]
     assert shelf.client.exists(elsewhere) == 0
+
+
+def test_many_copies_that_others_serve_do_not_hide_what_is_ours(shelf: Copies) -> None:
+    elsewhere = shelf.lane.replace("default", "elsewhere")
+    shelf.forgotten(*(shelf.offer(number, elsewhere) for number in range(1_200)), seconds=100.0)
+    shelf.forgotten(shelf.offer(5_000))
+    for _ in range(3):
+        shelf.one.look([], [shelf.lane])
+    assert shelf.waiting() == [b"message 5000"]
+    assert shelf.client.zcard(shelf.key) == 1_200
 
 
 @pytest.mark.parametrize("member", [b"", b"no key", b"\xff\xfe", b"\n", b"other:list\nmessage"])
 def test_junk_among_the_copies_hurts_nobody(shelf: Copies, member: bytes) -> None:
     shelf.client.zadd(shelf.key, {member: 1})
-    shelf.one.keep([shelf.offer(1)])
-
-    def offered() -> None:
-        shelf.one.look([], [shelf.lane])
-        assert shelf.waiting() == [b"message 1"]
-
-    eventually(offered)
+    shelf.forgotten(shelf.offer(1))
+    shelf.one.look([], [shelf.lane])
+    assert shelf.waiting() == [b"message 1"]
     assert shelf.client.exists(shelf.key) == 0
 
 
@@ -316,10 +348,20 @@ def test_a_key_of_another_type_costs_the_copies_and_nothing_else(
     shelf.one.keep([shelf.offer(1)])
     shelf.one.look([shelf.offer(1)], [shelf.lane])
     shelf.one.acknowledge([shelf.offer(1)])
-    assert [each.message for each in caplog.records if "WRONGTYPE" in each.message] == [
-        each.message for each in caplog.records if each.name == "workers.unacknowledged"
-    ]
+    (said,) = [each.message for each in caplog.records if each.name == "workers.unacknowledged"]
+    assert "WRONGTYPE" in said
     assert shelf.client.hgetall(shelf.key) == {b"a": b"b"}
+
+
+def test_what_could_not_be_dropped_is_dropped_later(shelf: Copies) -> None:
+    shelf.one.keep([shelf.offer(1), shelf.offer(2)])
+    shelf.one._rests_until = math.inf
+    shelf.one.acknowledge([shelf.offer(1)])
+    shelf.one.acknowledge([shelf.offer(2)])
+    assert shelf.client.zcard(shelf.key) == 2
+    shelf.one._rests_until = 0.0
+    shelf.one.look([], [shelf.lane])
+    assert shelf.client.exists(shelf.key) == 0
 
 
 def test_a_broker_that_is_away_raises_nothing_and_is_asked_once(caplog: pytest.LogCaptureFixture) -> None:

@@ -64,7 +64,7 @@ class Intake:
     def start(self) -> None:
         """Begin to look after copies of popped messages, if any are kept; in the loop's thread."""
         if self._copies is not None:
-            # Twice in a time-out: what this worker holds is always shown in time.
+            # Twice in a time-out: what this worker holds is shown in time, unless something holds up its loop.
             self._consumer.loop.call_repeatedly(self._settings.visibility_timeout / 2, self._look_after_copies)
 
     def serve(self, queues: Sequence[str]) -> None:
@@ -150,7 +150,8 @@ class Intake:
         for offer in offers:
             self.pending.pop(offer.run, None)
         if self._copies is not None:
-            self._copies.acknowledge(offers)
+            # Soon: what is claimed goes to the pool first.
+            self._consumer.loop.call_soon(self._copies.acknowledge, offers)
 
     @property
     def waiting_run(self) -> RunId | None:
@@ -182,7 +183,7 @@ class Intake:
         return True
 
     def _look_after_copies(self) -> None:
-        if self._copies is not None and self.popper.connected:
+        if self._copies is not None:
             alone = () if self._alone is None else (self._alone,)
             self._copies.look([*self.pending.values(), *alone], self._keys)
 

@@ -29,12 +29,19 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Seconds after a command that failed in which none is sent: a broker that is frozen, or full, holds nobody up.
-_REST: Final = 5.0
+#: Seconds in which nothing is sent after a command that failed: at first, then twice as long, up to the longest.
+_FIRST_REST: Final = 0.1
+_LONGEST_REST: Final = 5.0
+#: How much longer than a slow answer took it rests, up to that: the loop that waits for it has better things to do.
+_TIMES: Final = 4
+#: Seconds from which an answer is slow.
+_SLOW: Final = 0.05
 #: Copies that one look takes.
 _LOOKED_AT: Final = 500
-#: Seconds after which a copy goes that no worker offers again, since none serves its lane.
-_ABANDONED: Final = 60.0
+#: Copies that are to be dropped when there is no rest any more, at most; those beyond are offered again, and refused.
+_MOST_OWED: Final = 20_000
+#: Time-outs after which a copy goes that no worker offers again, since none serves its lane.
+_ABANDONED: Final = 30
 _END_OF_KEY: Final = b"\n"
 
 
@@ -59,60 +66,61 @@ class Unacknowledged:
         self._figures = figures
         # The server's clock minus this process's monotonic one.
         self._ahead: float | None = None
-        self._rests_until = 0.0
-        self._hindered = False
+        self._owed: list[bytes] = []
+        self._skip = 0
+        self._rests_until = self._rest = 0.0
+        self._told = False
 
     def keep(self, offers: Sequence[Offer]) -> None:
         """Keep copies of what was popped; those that could not be kept are the sweep's, should this worker die."""
-        if offers and (now := self._now()) is not None:
-            self._send(("ZADD", self._key, *_scored(offers, now)))
+        if (
+            offers
+            and (now := self._now()) is not None
+            and self._send(("ZADD", self._key, *_scored(offers, now))) is not None
+        ):
+            self._told = False
 
     def acknowledge(self, offers: Iterable[Offer]) -> None:
-        """Drop copies: their runs are claimed, refused, or back in their lanes."""
-        if members := [_member(offer) for offer in offers]:
-            self._send(("ZREM", self._key, *members))
+        """Drop copies: their runs are claimed, refused, or back in their lanes. While it rests, as soon as it can."""
+        owed = [*self._owed, *map(_member, offers)]
+        if owed:
+            self._owed = [] if self._send(("ZREM", self._key, *owed)) is not None else owed[-_MOST_OWED:]
 
     def look(self, held: Sequence[Offer], keys: Collection[str]) -> None:
         """Show that what is held is still held, and offer again what others have not claimed in time.
 
         Args:
             held: What this worker has popped and not claimed.
-            keys: The lists that it serves; of others, only what is abandoned goes.
+            keys: The lists that it serves. Copies of others are left to others, and go when nobody wants them for long.
         """
+        self.acknowledge(())
         if (now := self._now()) is None:
             return
         renewal = (("ZADD", self._key, "XX", *_scored(held, now)),) if held else ()
-        expired = ("ZRANGE", self._key, "-inf", now - self._timeout, "BYSCORE", "LIMIT", 0, _LOOKED_AT, "WITHSCORES")
-        if (answers := self._send(*renewal, ("TIME",), expired)) is None:
+        expired = ("ZRANGE", self._key, "-inf", now - self._timeout, "BYSCORE", "LIMIT", self._skip, _LOOKED_AT)
+        abandoned = ("ZREMRANGEBYSCORE", self._key, "-inf", now - _ABANDONED * self._timeout)
+        if (answers := self._send(*renewal, ("TIME",), expired, abandoned)) is None:
             return
-        self._set_clock(answers[-2])
-        found = answers[-1]
-        taken: list[tuple[bytes, tuple[str, bytes]]] = []
-        abandoned: list[bytes] = []
-        for member, score in zip(found[::2], found[1::2], strict=True):
-            key, _, raw = member.partition(_END_OF_KEY)
-            name = key.decode(errors="replace")
-            if name in keys:
-                taken.append((member, (name, raw)))
-            elif float(score) < now - _ABANDONED:
-                abandoned.append(member)
-        if abandoned:
-            self._send(("ZREM", self._key, *abandoned))
-        self._offer_again(taken)
+        *_, clock, found, _ = answers
+        self._set_clock(clock)
+        ours = [member for member in found if _list_of(member) in keys]
+        # A page full of what others serve must not hide what is ours behind it.
+        self._skip = self._skip + len(found) - len(ours) if len(found) == _LOOKED_AT else 0
+        self._offer_again(ours)
 
-    def _offer_again(self, taken: Sequence[tuple[bytes, tuple[str, bytes]]]) -> None:
+    def _offer_again(self, members: Sequence[bytes]) -> None:
         """Of several workers that find a copy, the one whose ZREM removes it puts the message back."""
-        if not taken or (removed := self._send(*(("ZREM", self._key, member) for member, _ in taken))) is None:
+        if not members or (removed := self._send(*(("ZREM", self._key, member) for member in members))) is None:
             return
-        messages = [message for (_, message), count in zip(taken, removed, strict=True) if count]
-        if messages:
+        taken = [member for member, count in zip(members, removed, strict=True) if count]
+        if taken:
             try:
-                self._publisher.put_back(messages)
+                self._publisher.put_back([(_list_of(member), member.partition(_END_OF_KEY)[2]) for member in taken])
             except BrokerUnavailableError as error:
-                self._hinder(error)
+                self._hinder(error, 0.0)
                 return
-            self._figures.count("sweep_repairs", "restored", amount=len(messages))
-            logger.info("Offers %d messages again that a worker popped and did not claim", len(messages))
+            self._figures.count("sweep_repairs", "restored", amount=len(taken))
+            logger.info("Offers %d messages again that a worker popped and did not claim", len(taken))
 
     def _now(self) -> float | None:
         """Seconds by the server's clock; None while it does not answer."""
@@ -125,23 +133,31 @@ class Unacknowledged:
         self._ahead = int(seconds) + int(microseconds) / 1e6 - monotonic()
 
     def _send(self, *commands: tuple[Any, ...]) -> list[Any] | None:
-        """Their answers; None when the broker refused one, or is away."""
-        if monotonic() < self._rests_until:
+        """Their answers; None when the broker refused one, or is away, or gets a rest."""
+        began = monotonic()
+        if began < self._rests_until:
             return None
         try:
             with translated_errors(self._publisher.url):
                 answers = exchange(self._publisher.client, *commands)
         except BrokerUnavailableError as error:
-            self._hinder(error)
+            self._hinder(error, monotonic() - began)
             return None
-        self._hindered = False
+        self._rest = 0.0
+        if (took := monotonic() - began) > _SLOW:
+            self._rests_until = began + took + min(_LONGEST_REST, _TIMES * took)
         return answers
 
-    def _hinder(self, error: BrokerUnavailableError) -> None:
-        self._rests_until = monotonic() + _REST
-        if not self._hindered:
-            self._hindered = True
+    def _hinder(self, error: BrokerUnavailableError, took: float) -> None:
+        self._rest = min(_LONGEST_REST, max(2 * self._rest, _FIRST_REST))
+        self._rests_until = monotonic() + min(_LONGEST_REST, max(self._rest, _TIMES * took))
+        if not self._told:
+            self._told = True
             logger.warning("Could not keep copies of popped messages; what is lost now, the sweep misses: %s", error)
+
+
+def _list_of(member: bytes) -> str:
+    return member.partition(_END_OF_KEY)[0].decode(errors="replace")
 
 
 def _member(offer: Offer) -> bytes:

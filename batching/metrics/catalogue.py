@@ -108,7 +108,7 @@ METRICS: Final[tuple[Metric, ...]] = (
     _counter("junk_messages", "Messages in the lanes that are not ours; something else writes into them."),
     _counter(
         "sweep_repairs",
-        "What the sweep put right, by kind: message (published again), worker (declared dead), run (taken back from "
+        "What was put right, by kind: message (published again), worker (declared dead), run (taken back from "
         "one), batch (concluded), submission (abandoned, deleted), stray (run that its own worker had forgotten), "
         "restored (message offered again from its copy in the broker).",
         "kind",

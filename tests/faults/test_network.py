@@ -31,6 +31,8 @@ pytestmark = pytest.mark.timeout(300)
 GATED = {"gate": "gate"}
 #: For lines on which signs of life take their time: the default lease of a worker.
 PATIENT = {**BRISK, "BATCHING_WORKER_LEASE": "10", "BATCHING_LEADER_LEASE": "6"}
+#: With copies of popped messages.
+COPIES_TOO = {"BATCHING_ACKNOWLEDGE": "claim"}
 #: Some 3 seconds of work for the two threads of one worker.
 WORK: dict[str, Any] = {f"p{number}": {"seconds": 0.01} for number in range(400)}
 
@@ -106,7 +108,7 @@ def test_a_worker_that_loses_sql_alone_is_declared_dead_and_its_results_are_refu
     assert verdict.repeated == {"lost": 2}
 
 
-@pytest.mark.parametrize("wired", [PATIENT], indirect=True)
+@pytest.mark.parametrize("wired", [PATIENT, PATIENT | COPIES_TOO], indirect=True, ids=["pop", "claim"])
 def test_a_worker_that_loses_redis_alone_settles_what_it_runs(wired: Wired, sql: Proxy, redis: Proxy) -> None:
     # Given a worker that runs two profiles behind a proxy
     node = wired.cut_off(sql, redis)
@@ -127,7 +129,7 @@ def test_a_worker_that_loses_redis_alone_settles_what_it_runs(wired: Wired, sql:
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("wired", [PATIENT], indirect=True)
+@pytest.mark.parametrize("wired", [PATIENT, PATIENT | COPIES_TOO], indirect=True, ids=["pop", "claim"])
 def test_a_worker_without_redis_shows_signs_of_life_for_as_long_as_it_takes(
     wired: Wired, sql: Proxy, redis: Proxy
 ) -> None:
@@ -145,7 +147,7 @@ def test_a_worker_without_redis_shows_signs_of_life_for_as_long_as_it_takes(
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("wired", [PATIENT], indirect=True)
+@pytest.mark.parametrize("wired", [PATIENT, PATIENT | COPIES_TOO], indirect=True, ids=["pop", "claim"])
 @pytest.mark.parametrize(
     "line",
     [
@@ -163,6 +165,7 @@ def test_a_bad_line_costs_time_and_nothing_else(wired: Wired, sql: Proxy, redis:
 
 
 @pytest.mark.exhaustive
+@pytest.mark.parametrize("wired", [BRISK, BRISK | COPIES_TOO], indirect=True, ids=["pop", "claim"])
 @pytest.mark.parametrize("what", ["redis", "sql"])
 def test_connections_are_reset_again_and_again(wired: Wired, sql: Proxy, redis: Proxy, what: str) -> None:
     node = wired.cut_off(sql, redis)
@@ -180,6 +183,7 @@ def test_connections_are_reset_again_and_again(wired: Wired, sql: Proxy, redis: 
 
 
 @pytest.mark.exhaustive
+@pytest.mark.parametrize("wired", [BRISK, BRISK | COPIES_TOO], indirect=True, ids=["pop", "claim"])
 @pytest.mark.parametrize("what", ["redis", "sql"])
 def test_connections_that_are_half_open_are_given_up(wired: Wired, sql: Proxy, redis: Proxy, what: str) -> None:
     node = wired.cut_off(sql, redis)

@@ -49,8 +49,8 @@ def test_a_worker_that_is_stopped_pops_and_dies(scene: Scene) -> None:
 
 @pytest.mark.parametrize("end", ["killed", "thawed"])
 def test_what_a_worker_has_popped_and_not_claimed_comes_back_from_its_copies(scene: Scene, end: str) -> None:
-    # Given that the leader misses no message, and a worker that is frozen between its third pop and the claim
-    scene.settings = {**scene.settings, "BATCHING_SUSPECT_AFTER": "600", "BATCHING_ACKNOWLEDGE": "claim"}
+    # Given that the leader is slow to miss a message, and a worker that is frozen between its third pop and the claim
+    scene.settings = {**scene.settings, "BATCHING_SUSPECT_AFTER": "20", "BATCHING_ACKNOWLEDGE": "claim"}
     scene.manager()
     first = scene.worker(BATCHING_MANAGER="false", BATCHING_FAULTS="claim.begun=hang@3")
     batch = scene.submit("work", {f"p{number}": {"seconds": 0.05} for number in range(60)})
