@@ -103,7 +103,8 @@ class Unacknowledged:
             return
         *_, clock, found, _ = answers
         self._set_clock(clock)
-        ours = [member for member in found if _list_of(member) in keys]
+        served = frozenset(keys) if found else ()
+        ours = [member for member in found if _list_of(member) in served]
         # A page full of what others serve must not hide what is ours behind it.
         self._skip = self._skip + len(found) - len(ours) if len(found) == _LOOKED_AT else 0
         self._offer_again(ours)
