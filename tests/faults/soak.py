@@ -259,7 +259,11 @@ class Soak:
             Whether nothing was lost, doubled or leaked.
         """
         self.scene.manager()
-        self.workers = [self.scene.worker("--pool=prefork", "--concurrency=2") for _ in range(2)]
+        # One of each kind, on the same lanes
+        self.workers = [
+            self.scene.worker("--pool=prefork", "--concurrency=2", BATCHING_ACKNOWLEDGE=when)
+            for when in ("pop", "claim")
+        ]
         self.began = time.monotonic()
         next_strike, next_sample, next_word = 0.0, 0.0, 60.0
         while (elapsed := time.monotonic() - self.began) < minutes * 60:

@@ -17,7 +17,7 @@ from tests.support import eventually
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from tests.faults.processes.scene import Scene
     from tests.nodes import LocalProcess
@@ -55,9 +55,9 @@ def _held_by(scene: Scene, node: LocalProcess) -> set[tuple[str, int]]:
         return {(row.key, row.run) for row in reading.execute(runs)}
 
 
-@BOTH_WAYS
-def test_whole_workers_are_killed(scene: Scene) -> None:
-    nodes = [scene.worker(BATCHING_MAX_LOSSES=MANY) for _ in range(2)]
+@pytest.mark.parametrize("ways", [("pop", "pop"), ("claim", "claim"), ("pop", "claim")], ids="-".join)
+def test_whole_workers_are_killed(scene: Scene, ways: Sequence[str]) -> None:
+    nodes = [scene.worker(BATCHING_MAX_LOSSES=MANY, BATCHING_ACKNOWLEDGE=way) for way in ways]
     batch = scene.submit("work", short(600, 0.05))
     scene.settled(batch, 10)
 
