@@ -32,7 +32,7 @@ SOON = 1.0
 #: The loop of a worker that cannot claim waits for SQL, and must be back in time to show what it holds.
 CLAIM = {"acknowledge": "claim", "visibility_timeout": SOON, "sql_timeout": 0.1}
 #: Messages that nobody may offer again while the test goes on.
-LATE = {"acknowledge": "claim", "visibility_timeout": 600.0}
+LATE = {"acknowledge": "claim", "visibility_timeout": 60.0}
 
 
 @pytest.fixture

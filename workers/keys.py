@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 #: Messages of one list that are looked at, and fetched at once. A window is never larger, unless somebody set it so.
 _LOOKED_AT: Final = 20_000
 _CHUNK: Final = 500
-#: Seconds after which nobody offers a popped message again that nobody claimed.
+#: Seconds after which nobody looks after a copy of a popped message: twice the longest `visibility_timeout`.
 _FORGOTTEN: Final = 120.0
 
 
