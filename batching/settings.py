@@ -57,7 +57,8 @@ class Settings(BaseSettings):
     """When a worker acknowledges a message: `pop`, with the pop itself; `claim`, with the claim of its run, and a copy
     stays in Redis until then. What a dead worker took along is published again either way; with `claim`, sooner."""
     visibility_timeout: float = Field(2.0, ge=0.1, le=60)
-    """Seconds after which other workers offer a message again that was popped and not claimed, from its copy."""
+    """Seconds after which other workers offer a message again that was popped and not claimed, from its copy. The same
+    for all workers of an installation: the shortest decides."""
     flush_interval: float = Field(0.05, gt=0, le=5)
     """Seconds that an outcome waits at most for others to be settled with it."""
     flush_size: int = Field(2_000, ge=1, le=10_000)

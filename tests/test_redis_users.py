@@ -16,7 +16,7 @@ from tests.support import eventually
 from workers.keys import RedisKeys
 from workers.offers import Offer
 from workers.publisher import RedisPublisher, lane_key
-from workers.unacknowledged import Unacknowledged
+from workers.unacknowledged import Unacknowledged, copies_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 PREFIX = "guarded:"
 LANE = Lane("default", "tests.handler")
 KEY = lane_key(PREFIX, LANE)
+COPIES = copies_key(PREFIX)
 DISPATCH = Dispatch(RunId("00000000-0000-7000-8000-000000000001", 1, 1), "k", LANE, 1, 1, alone=False)
 NEWS = publication(PREFIX, ["00000000-0000-7000-8000-000000000001"])
 FILES = [path.name for path in sorted(LISTS.glob("*.acl"))]
@@ -52,7 +53,7 @@ _NOBODY = [
 ]
 #: What one of them must leave to another.
 _OTHERS: dict[str, list[tuple[str, ...]]] = {
-    "worker": [("LPUSH", KEY, "x"), ("DEL", KEY), ("BLPOP", f"{PREFIX}hint", "0.01"), ("SCAN", "0")],
+    "worker": [("LPUSH", KEY, "x"), ("DEL", KEY), ("BLPOP", f"{PREFIX}hint", "0.01"), ("SCAN", "0"), ("DEL", COPIES)],
     "manager": [
         ("SCAN", "0"),
         ("LRANGE", KEY, "0", "-1"),
@@ -60,15 +61,28 @@ _OTHERS: dict[str, list[tuple[str, ...]]] = {
         ("RPOP", KEY),
         ("BRPOP", KEY, "0.01"),
         ("LPOP", KEY),
+        ("ZREM", COPIES, "x"),
     ],
-    "producer": [("LPUSH", KEY, "x"), ("LLEN", KEY), ("BLPOP", f"{PREFIX}hint", "0.01"), ("INFO",)],
-    "operator": [("BLMPOP", "0.01", "1", KEY, "RIGHT"), ("RPOP", KEY), ("SET", f"{PREFIX}canary", "x")],
+    "producer": [
+        ("LPUSH", KEY, "x"),
+        ("LLEN", KEY),
+        ("BLPOP", f"{PREFIX}hint", "0.01"),
+        ("INFO",),
+        ("ZADD", COPIES, "1", "x"),
+    ],
+    "operator": [
+        ("BLMPOP", "0.01", "1", KEY, "RIGHT"),
+        ("RPOP", KEY),
+        ("SET", f"{PREFIX}canary", "x"),
+        ("ZADD", COPIES, "1", "x"),
+    ],
     "viewer": [
         ("PUBLISH", channel(PREFIX), "x"),
         ("LPUSH", KEY, "x"),
         ("LPUSH", f"{PREFIX}hint", "1"),
         ("SET", f"{PREFIX}canary", "x"),
         ("RPOP", KEY),
+        ("ZREM", COPIES, "x"),
     ],
 }
 
@@ -152,7 +166,7 @@ def test_the_doctor_looks_as_a_viewer_and_repairs_as_an_operator(valkey: Guarded
     operator = RedisKeys(valkey.url_of("operator"), PREFIX)
     manager.publish([DISPATCH])
     with valkey.admin() as admin:
-        admin.zadd(f"{PREFIX}popped", {"forgotten": 1})
+        admin.zadd(COPIES, {"forgotten": 1})
         admin.lpush(KEY, "junk")
         admin.expire(KEY, 600)
         admin.lpush(f"{PREFIX}lane:nobody:needs", "x")
