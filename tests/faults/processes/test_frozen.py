@@ -79,8 +79,9 @@ def test_a_worker_that_is_frozen_beyond_its_lease_comes_late(scene: Scene) -> No
     victims = [psutil.Process(pid) for pid in (first.pid, *first.children)]
     scene.worker(BATCHING_MANAGER="false")
     # When the first is frozen until its runs are somebody else's, and goes on then
-    for victim in victims:
-        victim.suspend()
+    with scene.database.begin():  # frozen with SQLite's one write lock in its hands, it would keep everybody out
+        for victim in victims:
+            victim.suspend()
     scene.began("a", "b", times=2)
     for victim in victims:
         victim.resume()
