@@ -78,6 +78,10 @@ class ResultTooLargeError(BatchingError):
     """A handler returned more than the result limit allows."""
 
 
+class OutputTooLargeError(BatchingError):
+    """A handler printed more than the output limit allows."""
+
+
 class ResultNotJSONError(BatchingError):
     """A handler returned something that JSON cannot express."""
 

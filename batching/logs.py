@@ -152,6 +152,7 @@ def formatter(form: str, *, colours: bool = False) -> logging.Formatter:
         processors=[
             structlog.stdlib.ProcessorFormatter.remove_processors_meta,
             structlog.processors.format_exc_info,
+            _bounded,
             _without_passwords,
             *last,
         ],
@@ -208,6 +209,25 @@ def _trace_ids(logger: Any, method: str, event: MutableMapping[str, Any]) -> Mut
         event.setdefault("trace_id", f"{context.trace_id:032x}")
         event.setdefault("span_id", f"{context.span_id:016x}")
     return event
+
+
+#: Characters of one text in a line. A handler may raise whatever it read; the disk of a log is there for others too.
+TEXT_LIMIT: Final = 100_000
+
+
+def _bounded(logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Texts with an end, tracebacks too."""
+    del logger, method
+    return _with_texts(event, lambda text: text if len(text) <= TEXT_LIMIT else _cut(text))
+
+
+def _cut(text: str) -> str:
+    kept = text[:TEXT_LIMIT]
+    # Half of a URL would not be known for one by what hides passwords.
+    last_word = max(kept.rfind(blank) for blank in " \t\n") + 1
+    if "://" in kept[last_word:]:
+        kept = kept[:last_word]
+    return f"{kept}… (cut: {len(text):,} characters)"
 
 
 _PASSWORD: Final = re.compile(r"(://[^:/@\s]*):\S*@")

@@ -100,6 +100,26 @@ def fail(variable: str, password: str) -> None:
     raise ValueError(f"cannot reach postgresql://me:{password}@db/x")
 
 
+@pytest.mark.parametrize("form", ["json", "console"])
+def test_a_line_has_an_end_whatever_was_raised(form: str) -> None:
+    with written(form) as (logger, stream):
+        logger.error("x" * 10_000_000, exc_info=ValueError("y" * 10_000_000), extra={"batch": "b1"})
+    text = stream.getvalue()
+    assert len(text) < 2 * logs.TEXT_LIMIT + 1_000
+    assert "(cut: 10,000,000 characters)" in text
+    assert "b1" in text
+
+
+@pytest.mark.parametrize("end", [0, 1, 20, 24, 28, 35])
+def test_a_url_that_is_cut_shows_no_password(end: int) -> None:
+    url = "redis://somebody:password@host:6379/0"
+    with written("json") as (logger, stream):
+        logger.info("%s %s and more", "x" * (logs.TEXT_LIMIT - 1 - end), url)
+    (line,) = lines(stream)
+    assert "cut: 1" in line["event"]
+    assert "pass" not in line["event"]
+
+
 def test_a_key_cannot_forge_a_line_or_steer_a_terminal() -> None:
     with written("console") as (logger, stream), about(Run()):
         logger.info("odd \x1b[31m name\n2026 [info] forged")

@@ -27,6 +27,13 @@ def nap(profile: Profile) -> int:
     return os.getpid()
 
 
+@profile_handler(name="tests.print")
+def say(profile: Profile) -> int:
+    """Print a line of so many characters, and one for its end."""
+    print("x" * profile.payload)  # noqa: T201 - what handlers do
+    return int(profile.payload)
+
+
 @profile_handler(name="tests.odd")
 def odd(profile: Profile) -> Any:
     """End in the way that the payload names."""

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 from celery import bootsteps
-from celery.signals import worker_before_create_process, worker_process_shutdown
+from celery.signals import worker_before_create_process, worker_process_init, worker_process_shutdown
 from celery.worker import state as celery_state
 
 from batching import traces
 from batching.errors import BatchingError
-from workers import board, children
+from batching.settings import get_settings
+from workers import board, children, printing
 from workers.drain import Drain
 from workers.heap import spare_what_is_loaded
 from workers.hubs import HubBridge, Turning, attentive, patient
@@ -43,7 +44,9 @@ class Lanes(bootsteps.StartStopStep):
     def __init__(self, controller: Any, **options: Any) -> None:
         super().__init__(controller, **options)
         board.open_board()
-        # Connected before the pool forks: what its children have traced leaves them at their end.
+        # Connected before the pool forks. Celery has set up a child's streams when it sends the first, and what a child
+        # has traced leaves it with the second.
+        worker_process_init.connect(_meter, weak=False, dispatch_uid="batching-printing")
         worker_process_shutdown.connect(_export, weak=False, dispatch_uid="batching-traces")
         from workers.wiring import assemble  # noqa: PLC0415 - it makes this step, and this step makes it do its work
 
@@ -76,6 +79,7 @@ class Lanes(bootsteps.StartStopStep):
         self._wait_patiently(controller)
         traces.boot(forks=not assembly.threaded)  # after the pool: a thread is not there yet when it forks
         if assembly.threaded:
+            _meter()  # Celery has set up the streams of this process when its steps start
             if assembly.kind == "threads":
                 share_interpreter(int(controller.concurrency))
             assembly.loop.call_soon(assembly.consumer.start)
@@ -227,6 +231,7 @@ class Lanes(bootsteps.StartStopStep):
                 assembly.companion.stop(at_once=drain.abandoned)
             worker_before_create_process.disconnect(dispatch_uid=f"lanes-{id(self)}")
             self._bridge.detach()
+            printing.unmeter()
             assembly.close()
         finally:
             self._through = True
@@ -263,6 +268,10 @@ def _terminates() -> bool:
     """Whether the worker shall stop at once."""
     asked: Any = celery_state.should_terminate  # its stub knows None only; an exit code may be 0
     return asked is not None and asked is not False
+
+
+def _meter(**_: Any) -> None:
+    printing.meter(get_settings().output_limit)
 
 
 def _export(**_: Any) -> None:

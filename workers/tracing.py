@@ -21,6 +21,7 @@ from batching import logs, traces
 from batching.errors import (
     BatchingError,
     FailBatch,
+    OutputTooLargeError,
     ResultNotJSONError,
     ResultTooLargeError,
     RetryProfile,
@@ -124,18 +125,21 @@ class ContainedError(BatchingError):
 class _Call:
     """One execution of a handler, and what came of it."""
 
-    __slots__ = ("assignment", "begun", "outcome")
+    __slots__ = ("_output", "_output_limit", "assignment", "begun", "outcome")
 
     def __init__(self, assignment: Assignment) -> None:
         self.assignment = assignment
         self.begun = False
         self.outcome: Outcome | None = None
+        self._output = self._output_limit = 0
 
     def perform(self, function: Callable[[Profile], Any]) -> _Size:
         """Call the handler inside Celery's tracer; leaves the outcome behind, whatever happens."""
         self.begun = True
         try:
-            text, size = encode(self.assignment, function(self._profile()))
+            value = function(self._profile())
+            self._check_output()  # again: the handler may have caught what its print raised
+            text, size = encode(self.assignment, value)
         except SkipProfile as skip:
             self.outcome = Outcome(Ending.SKIPPED, error=ErrorInfo("SkipProfile", str(skip)[:2000], "skipped"))
             return _Size("<skipped>")
@@ -155,6 +159,23 @@ class _Call:
             raise ContainedError(f"handler {self.assignment.handler} raised {type_name(error)}") from None
         self.outcome = Outcome(Ending.SUCCEEDED, result=text)
         return _Size(f"<{size} bytes>")
+
+    def charge(self, characters: int, limit: int) -> None:
+        """Count what it prints.
+
+        Raises:
+            OutputTooLargeError: It is over the limit.
+        """
+        self._output += characters
+        self._output_limit = limit
+        self._check_output()
+
+    def _check_output(self) -> None:
+        if self._output > self._output_limit:
+            raise OutputTooLargeError(
+                f"handler {self.assignment.handler} printed over {self._output_limit:,} characters, and the rest of it "
+                "was dropped; log what is needed, or raise BATCHING_OUTPUT_LIMIT"
+            )
 
     def _profile(self) -> Profile:
         given = self.assignment
@@ -188,6 +209,21 @@ def perform(name: str, function: Callable[[Profile], Any]) -> Any:
     if call is None or call.begun:
         raise BatchingError(_DIRECT.format(name=name))
     return call.perform(function)
+
+
+def charge_for_output(characters: int, limit: int) -> None:
+    """Count what is printed for the run that prints it; what is printed outside of runs is not counted.
+
+    Args:
+        characters: That are to be printed.
+        limit: That one run may print.
+
+    Raises:
+        OutputTooLargeError: The run has printed too much.
+    """
+    call = _call.get()
+    if call is not None:
+        call.charge(characters, limit)
 
 
 def encode(assignment: Assignment, value: Any) -> tuple[str, int]:

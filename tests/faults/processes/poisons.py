@@ -7,6 +7,7 @@ import os
 import resource
 import signal
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from batching import profile_handler
@@ -60,11 +61,17 @@ def _leak() -> Any:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
-def _print_much() -> str:
+def _print_much() -> None:
     line = "x" * 99_999 + "\n"
     for _ in range(_MUCH // len(line)):
         sys.stdout.write(line)
-    return "printed"
+
+
+def _print_in_spite() -> None:
+    """Print as much as it likes, and hear no exception."""
+    for _ in range(_MUCH // 100_000):
+        with suppress(Exception):
+            print("x" * 99_999, file=sys.stderr)  # noqa: T201 - what handlers do
 
 
 def _recurse(depth: int = 0) -> int:
@@ -96,6 +103,8 @@ WAYS: dict[str, Any] = {
     "unprintable": lambda: _raise(Unprintable()),
     "long message": lambda: _raise(ValueError("x" * _MUCH)),
     "100 MB": lambda: "x" * _MUCH,
+    "prints 100 MB": _print_much,
+    "prints 100 MB in spite of it": _print_in_spite,
     "deep": _nested,
     "NaN": lambda: float("nan"),
     "surrogate": lambda: "\ud800",
@@ -107,8 +116,6 @@ def poison(profile: Profile) -> Any:
     """End as the payload says."""
     journal.write(profile)
     way = profile.payload
-    if way == "prints 100 MB":
-        return _print_much()
     return "fine" if way is None else WAYS[way]()
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import pytest
-
 from batching import BatchOptions
 from tests.acceptance.stage import HANDLERS
 from tests.faults.processes.poisons import WAYS
@@ -27,6 +25,8 @@ CALLED = dict.fromkeys(ENDS_ITS_PROCESS, "WorkerLost") | {
     "unprintable": "Unprintable",
     "long message": "ValueError",
     "100 MB": "ResultTooLargeError",
+    "prints 100 MB": "OutputTooLargeError",
+    "prints 100 MB in spite of it": "OutputTooLargeError",
     "deep": "ResultNotJSONError",
     "NaN": "ResultNotJSONError",
     "surrogate": "ResultNotJSONError",
@@ -50,8 +50,9 @@ def test_every_poison_fails_for_its_own_reason(scene: Scene) -> None:
     lines = {line.key: line for line in batch.results()}
     called = {way: ((lines[way].error or {})["type"] or "").rsplit(".", 1)[-1] for way in WAYS}
     assert called == CALLED
-    # And what is kept of a failure is short, however much it said
+    # And what is kept of a failure is short, however much it said, and so is the log
     assert max(len(str(line.error)) for line in lines.values()) < 20_000
+    assert worker.log.stat().st_size < 30_000_000
     # And the worker lives, and only those who ended their process were run again
     assert (worker.status, worker.pid) == ("running", pid)
     endings = scene.endings(batch)
@@ -74,15 +75,3 @@ def test_a_loop_ends_at_its_time_limit(scene: Scene) -> None:
     )
     assert worker.status == "running"
     scene.verdict(again=(), late=False)
-
-
-@pytest.mark.exhaustive
-def test_a_hundred_megabytes_on_standard_output(scene: Scene) -> None:
-    worker = scene.worker(BATCHING_HANDLERS=WITH_POISONS)
-    payloads = {"loud": "prints 100 MB"} | NEIGHBOURS
-    batch = scene.queue.submit("faults.poison", list(payloads.items()), options=TOGETHER)
-    scene.oracle.acknowledge(batch.id, payloads)
-    assert scene.finished(batch, 120).succeeded == len(payloads)
-    assert worker.status == "running"
-    scene.verdict(again=(), late=False)
-    worker.log.write_bytes(b"")
