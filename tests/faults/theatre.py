@@ -96,7 +96,7 @@ class Theatre:
         """At which times of being reached a point is tried: one by chance, or all of them."""
         count = self.occurrences(engine, point)
         if chance is not None:
-            # Not the very last: how often it is reached depends a little on how quick the machine is.
+            # Not the very last: how often it is reached depends on how quick the machine is. See `play_until_reached`.
             times = [1 + chance.randrange(max(1, count * 2 // 3))]
         else:
             times = list(range(1, max(1, count) + 1, max(1, -(-count // MOST))))
@@ -105,7 +105,18 @@ class Theatre:
     def play_all(self, cases: Iterable[Case]) -> list[Played]:
         """Play several at once."""
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            return list(pool.map(self.play, cases))
+            return list(pool.map(self.play_until_reached, cases))
+
+    def play_until_reached(self, case: Case) -> Played:
+        """As `play`; where the story has not come to the point so often this time, once more with half of it.
+
+        How often depends on the machine's pace: a rehearsal beside busy neighbours has more suspects, for example.
+        """
+        played = self.play(case)
+        while case.point and not played.reached and not played.failure and case.at > 1:
+            case = case._replace(at=case.at // 2)
+            played = self.play(case)
+        return played
 
     def play(self, case: Case) -> Played:
         """Play one, and judge; never raises."""
