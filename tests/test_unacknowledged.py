@@ -19,7 +19,7 @@ from tests.support import eventually
 from tests.test_consumer import HANDLER, LANE, Bench, locked
 from workers.offers import Offer
 from workers.publisher import RedisPublisher, lane_key
-from workers.unacknowledged import Unacknowledged, copies_key
+from workers.unacknowledged import Unacknowledged, _member, copies_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,7 +32,7 @@ SOON = 1.0
 #: The loop of a worker that cannot claim waits for SQL, and must be back in time to show what it holds.
 CLAIM = {"acknowledge": "claim", "visibility_timeout": SOON, "sql_timeout": 0.1}
 #: Messages that nobody may offer again while the test goes on.
-LATE = {"acknowledge": "claim", "visibility_timeout": 60.0}
+LATE = {"acknowledge": "claim", "visibility_timeout": 15.0}
 
 
 @pytest.fixture
@@ -362,6 +362,29 @@ def test_what_could_not_be_dropped_is_dropped_later(shelf: Copies) -> None:
     shelf.one._rests_until = 0.0
     shelf.one.look([], [shelf.lane])
     assert shelf.client.exists(shelf.key) == 0
+
+
+def test_what_could_not_be_kept_is_kept_later_unless_it_is_claimed_by_then(shelf: Copies) -> None:
+    offers = [shelf.offer(number) for number in range(3)]
+    shelf.one._rests_until = math.inf
+    shelf.one.keep(offers)
+    shelf.one.acknowledge(offers[:1])
+    shelf.one._rests_until = 0.0
+    assert shelf.client.exists(shelf.key) == 0
+    shelf.one.look(offers[1:], [shelf.lane])
+    assert sorted(shelf.client.zrange(shelf.key, 0, -1)) == sorted(_member(each) for each in offers[1:])
+    # And what another worker has offered again does not come back
+    shelf.client.delete(shelf.key)
+    shelf.one.look(offers[1:], [shelf.lane])
+    assert shelf.client.exists(shelf.key) == 0
+
+
+def test_nothing_is_remembered_of_what_was_claimed_while_no_copy_could_be_kept(shelf: Copies) -> None:
+    shelf.one._rests_until = math.inf
+    for number in range(100):
+        shelf.one.keep([shelf.offer(number)])
+        shelf.one.acknowledge([shelf.offer(number)])
+    assert shelf.one._unkept == set()
 
 
 def test_a_broker_that_is_away_raises_nothing_and_is_asked_once(caplog: pytest.LogCaptureFixture) -> None:

@@ -67,23 +67,29 @@ class Unacknowledged:
         # The server's clock minus this process's monotonic one.
         self._ahead: float | None = None
         self._owed: list[bytes] = []
+        self._unkept: set[bytes] = set()
         self._skip = 0
         self._rests_until = self._rest = 0.0
         self._told = False
 
     def keep(self, offers: Sequence[Offer]) -> None:
-        """Keep copies of what was popped; those that could not be kept are the sweep's, should this worker die."""
-        if (
-            offers
-            and (now := self._now()) is not None
-            and self._send(("ZADD", self._key, *_scored(offers, now))) is not None
-        ):
+        """Keep copies of what was popped.
+
+        Those that could not be kept, since the broker is busy or away, are kept with the next look, if they are still
+        held by then; should this worker die meanwhile, they are the sweep's.
+        """
+        if not offers:
+            return
+        if (now := self._now()) is not None and self._send(("ZADD", self._key, *_scored(offers, now))) is not None:
             self._told = False
+        else:
+            self._unkept.update(map(_member, offers))
 
     def acknowledge(self, offers: Iterable[Offer]) -> None:
         """Drop copies: their runs are claimed, refused, or back in their lanes. While it rests, as soon as it can."""
-        owed = [*self._owed, *map(_member, offers)]
-        if owed:
+        members = [*map(_member, offers)]
+        self._unkept.difference_update(members)
+        if owed := [*self._owed, *members]:
             self._owed = [] if self._send(("ZREM", self._key, *owed)) is not None else owed[-_MOST_OWED:]
 
     def look(self, held: Sequence[Offer], keys: Collection[str]) -> None:
@@ -96,12 +102,15 @@ class Unacknowledged:
         self.acknowledge(())
         if (now := self._now()) is None:
             return
-        renewal = (("ZADD", self._key, "XX", *_scored(held, now)),) if held else ()
+        renewal = [("ZADD", self._key, "XX", *_scored(held, now))] if held else []
+        if self._unkept and (unkept := [each for each in held if _member(each) in self._unkept]):
+            renewal.append(("ZADD", self._key, *_scored(unkept, now)))
         expired = ("ZRANGE", self._key, "-inf", now - self._timeout, "BYSCORE", "LIMIT", self._skip, _LOOKED_AT)
         abandoned = ("ZREMRANGEBYSCORE", self._key, "-inf", now - _ABANDONED * self._timeout)
         if (answers := self._send(*renewal, ("TIME",), expired, abandoned)) is None:
             return
         *_, clock, found, _ = answers
+        self._unkept.clear()
         self._set_clock(clock)
         served = frozenset(keys) if found else ()
         ours = [member for member in found if _list_of(member) in served]
