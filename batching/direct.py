@@ -2,11 +2,14 @@
 
 SQLAlchemy compiles each of them once, and then stays out of the way. What it does for an execution (the pool, the key
 of its cache, contexts, results) is little for a group of profiles; but a process that has just woken up pays half a
-millisecond for it, and three of these statements lie between a submission and the start of its handler.
+millisecond for it, and three of these statements lie between a submission and the start of its handler. For the same
+reason they are written with PostgreSQL's own placeholders, `$1`: psycopg would look for its own each time in a text of
+over 4,096 characters (psycopg/_queries.py, `MAX_CACHED_STATEMENT_LENGTH`).
 """
 
 from __future__ import annotations
 
+import copy
 import time
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
@@ -48,8 +51,11 @@ class _Compiled(NamedTuple):
     """A statement as psycopg takes it."""
 
     text: str
-    constants: dict[str, Any]
-    encoders: list[tuple[str, Callable[[Any], Any]]]
+    encoded: bytes
+    values: list[Any]
+    """In the order of the placeholders: the statement's own constants, and None where a parameter goes."""
+    parameters: list[tuple[int, str, Callable[[Any], Any] | None]]
+    """Where each of the others goes, and what encodes it."""
     decoders: list[tuple[int, Callable[[Any], Any]]]
 
 
@@ -72,6 +78,8 @@ class Direct:
     def __init__(self, engine: Engine) -> None:
         self.dialect: Dialect = engine.dialect
         self._engine = engine
+        driver: Any = engine.dialect.loaded_dbapi
+        self._cursor: Callable[[Any], Any] = driver.RawCursor
         self._compiled: dict[Executable, _Compiled] = {}
         self._held: list[tuple[PoolProxiedConnection, float]] = []
 
@@ -87,14 +95,14 @@ class Direct:
         """
         compiled = self._compiled.get(statement) or self._compile(statement)
         faults.reach("commit.before")
-        values = {**compiled.constants, **parameters}
-        for name, encode in compiled.encoders:
-            values[name] = encode(values[name])
+        values = compiled.values.copy()
+        for place, name, encode in compiled.parameters:
+            values[place] = parameters[name] if encode is None else encode(parameters[name])
         connection = self._take()
         driver: Any = connection.driver_connection
         began = time.monotonic()
         try:
-            cursor = driver.execute(compiled.text, values)
+            cursor = self._cursor(driver).execute(compiled.encoded, values)
             rows = cursor.fetchall() if cursor.description is not None else []
         except Exception as error:
             if driver.closed or driver.broken:
@@ -145,23 +153,33 @@ class Direct:
             connection.close()
 
     def _compile(self, statement: Any) -> _Compiled:
-        compiled = statement.compile(dialect=self.dialect)
-        constants, encoders = {}, []
-        for name, value in compiled.params.items():
+        compiled = statement.compile(dialect=_numbered(self.dialect))
+        values: list[Any] = []
+        parameters = []
+        for place, name in enumerate(compiled.positiontup):
             parameter = compiled.binds[name]
             encode = parameter.type.dialect_impl(self.dialect).bind_processor(self.dialect)
-            if not parameter.required:
-                constants[name] = value if encode is None else encode(value)
-            elif encode is not None:
-                encoders.append((name, encode))
+            if parameter.required:
+                parameters.append((place, name, encode))
+            value = compiled.params[name]
+            values.append(value if encode is None or parameter.required else encode(value))
         columns = enumerate(getattr(statement, "selected_columns", ()))
         decoders = [
             (place, decode)
             for place, column in columns
             if (decode := column.type.dialect_impl(self.dialect).result_processor(self.dialect, None)) is not None
         ]
-        made = self._compiled[statement] = _Compiled(str(compiled), constants, encoders, decoders)
+        text = str(compiled)
+        made = self._compiled[statement] = _Compiled(text, text.encode(), values, parameters, decoders)
         return made
+
+
+def _numbered(dialect: Dialect) -> Dialect:
+    """The same, with `$1` for a parameter, and without the escapes that `%` needs in psycopg's own style."""
+    numbered = copy.copy(dialect)
+    numbered.paramstyle, numbered.positional = "numeric_dollar", True
+    numbered.identifier_preparer = numbered.preparer(numbered)
+    return numbered
 
 
 def _plan_anew(connection: PoolProxiedConnection) -> None:

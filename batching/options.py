@@ -254,6 +254,10 @@ class Asked(TypedDict, total=False):
     """What it wants of them: `success`, if it is not said, or `any` end."""
 
 
+#: Checked once, and not for each batch.
+_DEFAULTS = BatchOptions()
+
+
 @dataclass(frozen=True, slots=True)
 class BatchSpec:
     """What `submit` asks for; made of an `Asked`."""
@@ -303,7 +307,7 @@ class BatchSpec:
             queue=asked.get("queue", "default"),
             key=asked.get("key"),
             priority=asked.get("priority", 0),
-            options=options or BatchOptions(),
+            options=options or _DEFAULTS,
             replace_key=asked.get("new", False),
             start_at=asked.get("start_at"),
             deadline=asked.get("deadline"),

@@ -7,7 +7,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import Integer, Text, bindparam, func, insert, literal, select, text
+from sqlalchemy import Integer, Text, bindparam, func, insert, literal, literal_column, select, text
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import IntegrityError
 
@@ -67,6 +67,15 @@ def test_values_come_and_go_as_their_types_say(database: Database) -> None:
     rows = execute(database, ASKED, number=1, options={"a": [1, None]}, name=None)
     assert rows == [(1, {"a": [1, None]}, 7, None)]
     assert execute(database, ASKED, number=2, options=None, name="ü") == [(2, None, 7, "ü")]
+
+
+def test_a_value_that_stands_twice_goes_to_both_places_and_a_sign_of_drivers_is_a_sign(database: Database) -> None:
+    name = bindparam("name", type_=Text())
+    asked = select(name, literal_column("'100% of %s'"), name.op("||")(literal(" and ")), func.concat(name, "%", name))
+    for value in ("a", "%s", "$1"):
+        assert execute(database, asked, name=value) == [(value, "100% of %s", f"{value} and ", f"{value}%{value}")]
+    long = select(name, literal_column(f"'{'x' * 5_000}'"))
+    assert execute(database, long, name="n") == [("n", "x" * 5_000)]
 
 
 def test_a_statement_is_committed_when_it_returns(database: Database, postgresql_url: str) -> None:
