@@ -74,7 +74,7 @@ def test_a_value_that_stands_twice_goes_to_both_places_and_a_sign_of_drivers_is_
     asked = select(name, literal_column("'100% of %s'"), name.op("||")(literal(" and ")), func.concat(name, "%", name))
     for value in ("a", "%s", "$1"):
         assert execute(database, asked, name=value) == [(value, "100% of %s", f"{value} and ", f"{value}%{value}")]
-    long = select(name, literal_column(f"'{'x' * 5_000}'"))
+    long: Any = select(name, literal_column(f"'{'x' * 5_000}'"))
     assert execute(database, long, name="n") == [("n", "x" * 5_000)]
 
 

@@ -120,12 +120,14 @@ def test_what_goes_elsewhere_or_belongs_to_no_run_is_not_counted(app: Celery) ->
 def test_a_stream_is_metered_once_and_somebody_elses_is_left_alone() -> None:
     with metered() as streams:
         meter(LIMIT)
-        assert isinstance(sys.stdout, Metered)
-        assert sys.stdout.stream is streams.out
-        assert sys.stdout.getvalue() == ""
+        now: Any = sys.stdout
+        assert isinstance(now, Metered)
+        assert now.stream is streams.out
+        assert now.getvalue() == ""
         with contextlib.redirect_stdout(io.StringIO()) as another:
             unmeter()
-            assert sys.stdout is another
+            now = sys.stdout
+            assert now is another
 
 
 @pytest.mark.parametrize("pool", POOLS)
