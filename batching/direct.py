@@ -88,9 +88,10 @@ class Direct:
 
         Args:
             statement: One that lives as long as this process: it is compiled once.
-            parameters: By name.
+            parameters: By name, all that the statement has no value for; what it has itself, nobody can change.
 
         Raises:
+            KeyError: One is missing.
             DBAPIError: As SQLAlchemy raises it, without the parameters: payloads are among them.
         """
         compiled = self._compiled.get(statement) or self._compile(statement)

@@ -223,10 +223,11 @@ def _bounded(logger: Any, method: str, event: MutableMapping[str, Any]) -> Mutab
 
 def _cut(text: str) -> str:
     kept = text[:TEXT_LIMIT]
-    # Half of a URL would not be known for one by what hides passwords.
+    # Half of a URL would not be known for one by what hides passwords. A password may have the sign in itself, so that
+    # the first one of the last word counts.
     last_word = max(kept.rfind(blank) for blank in " \t\n") + 1
-    if "://" in kept[last_word:]:
-        kept = kept[:last_word]
+    if (url := kept.find("://", last_word)) >= 0:
+        kept = kept[: url + 3]
     return f"{kept}… (cut: {len(text):,} characters)"
 
 

@@ -38,8 +38,9 @@ class Settings(BaseSettings):
     """Bytes of one profile's encoded payload. Rows are copied at each move, so large payloads belong elsewhere."""
     result_limit: int = Field(65_536, ge=64, le=16_777_216)
     """Bytes of one profile's encoded result."""
-    output_limit: int = Field(10_000_000, ge=1_000)
-    """Characters that one run may print. They are in the log of its worker, which is there for its neighbours too."""
+    output_limit: int = Field(50_000_000, ge=1_000)
+    """Characters that one run may print, 300 more for each write: it is a line in the log of its worker, whose disk is
+    there for the neighbours too."""
     key_limit: int = Field(255, ge=8, le=255)
     """Characters of a profile key or batch key; the column holds 255."""
     batch_limit: int = Field(100_000_000, ge=1, le=2_000_000_000)

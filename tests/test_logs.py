@@ -110,7 +110,7 @@ def test_a_line_has_an_end_whatever_was_raised(form: str) -> None:
     assert "b1" in text
 
 
-@pytest.mark.parametrize("end", [0, 1, 20, 24, 28, 35])
+@pytest.mark.parametrize("end", [0, 1, 20, 24, 25, 28, 35])
 def test_a_url_that_is_cut_shows_no_password(end: int) -> None:
     url = "redis://somebody:password@host:6379/0"
     with written("json") as (logger, stream):
@@ -118,6 +118,7 @@ def test_a_url_that_is_cut_shows_no_password(end: int) -> None:
     (line,) = lines(stream)
     assert "cut: 1" in line["event"]
     assert "pass" not in line["event"]
+    assert len(line["event"]) > logs.TEXT_LIMIT - 50
 
 
 def test_a_key_cannot_forge_a_line_or_steer_a_terminal() -> None:

@@ -5,16 +5,19 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from celery.signals import task_failure
 
+from batching import RetryProfile, SkipProfile
 from batching.interfaces import Ending
 from tests.test_install import POOLS, site  # noqa: F401 - a fixture
 from tests.test_tracing import an_assignment, app, bound  # noqa: F401 - a fixture
-from workers.printing import Metered, meter, unmeter
+from workers.printing import LINE, Metered, meter, unmeter
 from workers.tracing import outcome_of, trace_run
 
 if TYPE_CHECKING:
@@ -59,8 +62,8 @@ def run(app: Celery, function: Callable[[Profile], Any]) -> Outcome:  # noqa: F8
 
 
 def _exactly_the_limit(profile: Profile) -> str:
-    print("x" * 499)
-    print("x" * 499, file=sys.stderr)
+    print("x" * (499 - LINE))
+    print("x" * (499 - LINE), file=sys.stderr)
     return "said"
 
 
@@ -81,6 +84,21 @@ def _in_spite_of_it(profile: Profile) -> str:
     return "a result all the same"
 
 
+def _in_many_lines(profile: Profile) -> None:
+    for _ in range(10):
+        print("x")
+
+
+def _and_skips(profile: Profile) -> None:
+    _in_spite_of_it(profile)
+    raise SkipProfile("it had too much to say")
+
+
+def _and_asks_for_a_retry(profile: Profile) -> None:
+    _in_spite_of_it(profile)
+    raise RetryProfile(1.0, "it had too much to say")
+
+
 async def _awaited(profile: Profile) -> None:
     print("x" * LIMIT)
 
@@ -94,10 +112,12 @@ def _to_itself(profile: Profile) -> int:
 def test_a_run_may_print_up_to_the_limit_and_the_next_one_again(app: Celery) -> None:  # noqa: F811 - the fixture
     with metered() as streams:
         assert [run(app, _exactly_the_limit).result for _ in range(3)] == ['"said"'] * 3
-    assert streams.size == 3 * LIMIT
+    assert streams.size == 3 * (LIMIT - 2 * LINE)
 
 
-@pytest.mark.parametrize("function", [_one_more, _in_lines, _in_spite_of_it, _awaited])
+@pytest.mark.parametrize(
+    "function", [_one_more, _in_lines, _in_many_lines, _in_spite_of_it, _and_skips, _and_asks_for_a_retry, _awaited]
+)
 def test_beyond_it_the_profile_fails_and_nothing_is_written(app: Celery, function: Callable[[Profile], Any]) -> None:  # noqa: F811
     with metered() as streams:
         outcome = run(app, function)
@@ -114,7 +134,28 @@ def test_what_goes_elsewhere_or_belongs_to_no_run_is_not_counted(app: Celery) ->
         assert run(app, _to_itself).result == str(10 * LIMIT + 1)
         print("x" * 10 * LIMIT)
         assert run(app, _exactly_the_limit).result == '"said"'
-    assert streams.size == 11 * LIMIT + 1
+    assert streams.size == 11 * LIMIT - 2 * LINE + 1
+
+
+def test_what_is_printed_once_the_run_has_ended_is_not_its_own(app: Celery) -> None:  # noqa: F811 - the fixture
+    def listen(**_: Any) -> None:
+        print("x" * LIMIT)
+
+    task_failure.connect(listen)
+    try:
+        with metered() as streams:
+            assert run(app, _one_more).ending is Ending.FAILED
+    finally:
+        task_failure.disconnect(listen)
+    assert streams.size > LIMIT
+
+
+def test_a_metered_stream_can_be_copied_and_takes_what_its_own_takes() -> None:
+    with metered() as streams:
+        assert copy.copy(sys.stdout).write("a") == 1
+        with pytest.raises(TypeError, match="string argument expected"):
+            sys.stdout.write(None)  # type: ignore[arg-type]
+    assert streams.out.getvalue() == "a"
 
 
 def test_a_stream_is_metered_once_and_somebody_elses_is_left_alone() -> None:
@@ -133,8 +174,9 @@ def test_a_stream_is_metered_once_and_somebody_elses_is_left_alone() -> None:
 @pytest.mark.parametrize("pool", POOLS)
 def test_in_every_pool(site: Site, pool: str) -> None:  # noqa: F811 - the fixture
     worker = site.worker(*POOLS[pool], BATCHING_OUTPUT_LIMIT="5000")
-    batch = site.submit("tests.print", [100, 4_999, 5_000, 100_000, 100])
+    most = 5_000 - LINE - 1
+    batch = site.submit("tests.print", [100, most, most + 1, 100_000, 100])
     assert batch.wait(60).succeeded == 3
-    assert [line.result for line in batch.results()] == [100, 4_999, None, None, 100]
+    assert [line.result for line in batch.results()] == [100, most, None, None, 100]
     assert [line.error["type"] for line in batch.results() if line.error] == [TOO_LARGE] * 2
     assert worker.status == "running"

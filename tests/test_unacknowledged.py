@@ -78,7 +78,7 @@ def test_a_copy_is_kept_from_the_pop_to_the_claim(
     bench = open_bench(stack, database, broker_url, key_prefix, LATE)
     with ExitStack() as lock:
         batch_id = holding(bench, lock)
-        eventually(lambda: copies(bench) == 5)
+        eventually(lambda: copies(bench) == 5, 30)
     bench.finished(batch_id)
     eventually(lambda: copies(bench) == 0)
 
@@ -113,7 +113,7 @@ def test_what_a_worker_took_along_is_offered_again(
 
     with ExitStack() as lock:
         batch_id = holding(first, lock)
-        eventually(lambda: copies(first) == 5)
+        eventually(lambda: copies(first) == 5, 30)
         # When it stands still
         first.loop.call_soon(stand_still)
         assert stands.wait(20)
@@ -165,7 +165,7 @@ def test_redis_forgets_everything_while_messages_are_held(
     client: Any = bench.publisher.client
     with ExitStack() as lock:
         batch_id = holding(bench, lock)
-        eventually(lambda: copies(bench) == 5)
+        eventually(lambda: copies(bench) == 5, 30)
         client.delete(*client.scan_iter(f"{key_prefix}*"))
     bench.finished(batch_id)
     assert copies(bench) == 0
@@ -180,7 +180,7 @@ def test_connections_are_cut_while_messages_are_held(
     other.start()
     with ExitStack() as lock:
         batch_id = holding(bench, lock, beside=other)
-        eventually(lambda: copies(bench) == 5)
+        eventually(lambda: copies(bench) == 5, 30)
         with own_valkey.client() as client:
             client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
     bench.finished(batch_id)
@@ -231,7 +231,7 @@ def test_what_is_put_back_leaves_no_copy(
     bench = open_bench(stack, database, broker_url, key_prefix, LATE)
     with ExitStack() as lock:
         batch_id = holding(bench, lock)
-        eventually(lambda: copies(bench) == 5)
+        eventually(lambda: copies(bench) == 5, 30)
         bench.loop.call_soon(bench.consumer.intake.close)
         eventually(lambda: copies(bench) == 0)
         assert bench.publisher.lengths([LANE]) == {LANE: 5}

@@ -1,8 +1,9 @@
 """What handlers print, counted: the log of a worker is a disk that it shares with its neighbours.
 
 Counted is what goes through `sys.stdout` and `sys.stderr` in the run's own thread, greenlet or event loop; under Celery
-both are its logger `celery.redirected`. Not counted is what a handler logs, for which levels exist, and what goes past
-Python's streams: `os.write`, extensions, child processes.
+both are its logger `celery.redirected`, so that each write is a line with a date and the fields of its run. Not counted
+is what a handler logs, for which levels exist, unless it made the logging's stream handler in a run; and what goes past
+these streams: `sys.stdout.buffer`, `os.write`, extensions, child processes.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 _STREAMS: Final = ("stdout", "stderr")
+#: Characters that a line of the log has beside what was printed.
+LINE: Final = 300
 
 
 class Metered:
@@ -23,7 +26,7 @@ class Metered:
 
     Args:
         stream: What it stands for; everything but writing text is asked of it.
-        limit: Characters of one run.
+        limit: Characters of one run, `LINE` for each write among them.
     """
 
     def __init__(self, stream: Any, limit: int) -> None:
@@ -36,7 +39,8 @@ class Metered:
         Raises:
             OutputTooLargeError: The run has printed too much; nothing is written.
         """
-        charge_for_output(len(text), self._limit)
+        if isinstance(text, str | bytes):
+            charge_for_output(len(text) + (LINE if text != "\n" else 0), self._limit)
         return self.stream.write(text)
 
     def writelines(self, lines: Iterable[str]) -> None:
@@ -49,6 +53,8 @@ class Metered:
             self.write(line)
 
     def __getattr__(self, name: str) -> Any:
+        if name == "stream":  # of a copy that is not made yet
+            raise AttributeError(name)
         return getattr(self.stream, name)
 
 

@@ -137,7 +137,11 @@ class _Call:
         """Call the handler inside Celery's tracer; leaves the outcome behind, whatever happens."""
         self.begun = True
         try:
-            value = function(self._profile())
+            try:
+                value = function(self._profile())
+            except (SkipProfile, RetryProfile):
+                self._check_output()  # again, as below
+                raise
             self._check_output()  # again: the handler may have caught what its print raised
             text, size = encode(self.assignment, value)
         except SkipProfile as skip:
@@ -161,11 +165,13 @@ class _Call:
         return _Size(f"<{size} bytes>")
 
     def charge(self, characters: int, limit: int) -> None:
-        """Count what it prints.
+        """Count what it prints; not what others do in its context once it has ended.
 
         Raises:
             OutputTooLargeError: It is over the limit.
         """
+        if self.outcome is not None:
+            return
         self._output += characters
         self._output_limit = limit
         self._check_output()
@@ -173,8 +179,8 @@ class _Call:
     def _check_output(self) -> None:
         if self._output > self._output_limit:
             raise OutputTooLargeError(
-                f"handler {self.assignment.handler} printed over {self._output_limit:,} characters, and the rest of it "
-                "was dropped; log what is needed, or raise BATCHING_OUTPUT_LIMIT"
+                f"handler {self.assignment.handler} printed over {self._output_limit:,} characters, 300 for each "
+                "write among them, and the rest was dropped; log what is needed, or raise BATCHING_OUTPUT_LIMIT"
             )
 
     def _profile(self) -> Profile:
@@ -410,8 +416,8 @@ def _traced(assignment: Assignment, tasks: Mapping[str, Any]) -> ErrorInfo | Non
 
 
 def _from_handler(error: BaseException) -> TracebackType | None:
-    """The traceback without our own frame, which is its first; none when the error is ours: a result refused."""
-    if isinstance(error, ResultNotJSONError | ResultTooLargeError):
+    """The traceback without our own frame, which is its first; none when the error is ours: what it refused."""
+    if isinstance(error, ResultNotJSONError | ResultTooLargeError | OutputTooLargeError):
         return None
     trace = error.__traceback__
     return trace.tb_next if trace is not None else None

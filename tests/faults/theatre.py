@@ -108,7 +108,7 @@ class Theatre:
             return list(pool.map(self.play_until_reached, cases))
 
     def play_until_reached(self, case: Case) -> Played:
-        """As `play`; where the story has not come to the point so often this time, once more with half of it.
+        """As `play`; where the story has not come to the point so often this time, again with half of it, and so on.
 
         How often depends on the machine's pace: a rehearsal beside busy neighbours has more suspects, for example.
         """
