@@ -17,8 +17,8 @@ from batching import RetryProfile, SkipProfile
 from batching.interfaces import Ending
 from tests.test_install import POOLS, site  # noqa: F401 - a fixture
 from tests.test_tracing import an_assignment, app, bound  # noqa: F401 - a fixture
-from workers.printing import LINE, Metered, meter, unmeter
-from workers.tracing import outcome_of, trace_run
+from workers.printing import Metered, meter, unmeter
+from workers.tracing import LINE, outcome_of, trace_run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -52,8 +52,10 @@ def metered() -> Iterator[Streams]:
     streams = Streams()
     with contextlib.redirect_stdout(streams.out), contextlib.redirect_stderr(streams.err):
         meter(LIMIT)
-        yield streams
-        unmeter()
+        try:
+            yield streams
+        finally:
+            unmeter()
         assert (sys.stdout, sys.stderr) == (streams.out, streams.err)
 
 

@@ -11,14 +11,12 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
-from workers.tracing import charge_for_output
+from workers.tracing import LINE, charge_for_output
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 _STREAMS: Final = ("stdout", "stderr")
-#: Characters that a line of the log has beside what was printed.
-LINE: Final = 300
 
 
 class Metered:

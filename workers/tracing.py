@@ -102,6 +102,9 @@ _encode: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separator
 #: Ending, result, error, delay, seconds that it ran.
 Answer = tuple[str, str | None, tuple[str, str, str, str] | None, float | None, float]
 
+#: Characters that a line of the log has beside what was printed: counted for each write.
+LINE: Final = 300
+
 #: Seconds after which a bundle begins no further run.
 BUNDLE_TIME: Final = 0.02
 
@@ -179,7 +182,7 @@ class _Call:
     def _check_output(self) -> None:
         if self._output > self._output_limit:
             raise OutputTooLargeError(
-                f"handler {self.assignment.handler} printed over {self._output_limit:,} characters, 300 for each "
+                f"handler {self.assignment.handler} printed over {self._output_limit:,} characters, {LINE} for each "
                 "write among them, and the rest was dropped; log what is needed, or raise BATCHING_OUTPUT_LIMIT"
             )
 
